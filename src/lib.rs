@@ -1,1 +1,25 @@
-//! A gateway for fine-tuned language models: one base model resident, many LoRA adapters, every answer on record.
+//! tunegate: a gateway for fine-tuned language models. One base model resident, a LoRA adapter chosen by each request,
+//! every answer on record.
+//!
+//! The rooms, in reading order; each may import those after it in its line, and the ground.
+//!
+//! - ground: [`terms`] (shared words), [`config`] (every setting), [`metrics`] (every collector)
+//! - [`cli`] (commands) → [`http`] (wire types, handlers) → [`gateway`] (one request, question to recorded answer) →
+//!   [`engine`] (continuous batching), [`adapters`] (names, versions, weights), [`text`] (words and tokens),
+//!   [`journal`] (the record)
+//! - [`engine`] → [`model`] (rows in, scores out) → [`kernels`] (slices in, slices out)
+//! - [`adapters`] → [`model`], [`store`]; [`journal`] → [`store`] (the database); [`text`] and [`store`] → ground only
+
+pub mod adapters;
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod gateway;
+pub mod http;
+pub mod journal;
+pub mod kernels;
+pub mod metrics;
+pub mod model;
+pub mod store;
+pub mod terms;
+pub mod text;

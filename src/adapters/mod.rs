@@ -1,0 +1,140 @@
+//! Which adapters exist, and their weights in memory.
+
+use std::{path::PathBuf, sync::Arc};
+
+use serde::Serialize;
+
+use crate::{
+    model::LoraAdapter,
+    terms::{AdapterName, AdapterVersion, SamplingLayer, TemplateSource},
+};
+
+/// Keeps one version of an adapter in memory, even if it is evicted or replaced meanwhile. After a lease nobody looks
+/// anything up by name.
+#[derive(Clone, Debug)]
+pub struct AdapterLease {
+    pub name: AdapterName,
+    pub version: AdapterVersion,
+    pub weights: Arc<LoraAdapter>,
+    pub card: Arc<AdapterCard>,
+}
+
+/// What is known of one version without its weights.
+#[derive(Clone, Debug)]
+pub struct AdapterCard {
+    /// The largest rank of any site.
+    pub rank: usize,
+    /// The module names that it changes (`q_proj`, …), sorted.
+    pub targets: Vec<String>,
+    /// Bytes of `adapter_model.safetensors`.
+    pub file_bytes: u64,
+    /// `base_model_name_or_path`, a label only.
+    pub trained_on: Option<String>,
+    /// From `adapter.toml`: its own chat template, sampling defaults, description.
+    pub template: Option<TemplateSource>,
+    pub sampling: SamplingLayer,
+    pub description: Option<String>,
+}
+
+/// One name in the list of adapters.
+#[derive(Clone, Debug)]
+pub struct AdapterEntry {
+    pub name: AdapterName,
+    pub version: AdapterVersion,
+    pub card: Arc<AdapterCard>,
+    pub residency: Residency,
+    /// Seconds since the Unix epoch when this name got this version.
+    pub created: i64,
+}
+
+/// Where a version's weights are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Residency {
+    /// In memory, ready.
+    Resident,
+    /// Being read and packed.
+    Loading,
+    /// On disk only.
+    Cold,
+}
+
+/// Why an adapter cannot serve.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AdapterError {
+    #[error("there is no adapter '{name}'")]
+    Unknown { name: String, nearest: Option<String> },
+    #[error("adapter '{name}' has no version {prefix}")]
+    UnknownVersion { name: AdapterName, prefix: String },
+    #[error("version prefix {prefix} of adapter '{name}' fits {count} versions; give more digits")]
+    AmbiguousVersion { name: AdapterName, prefix: String, count: usize },
+    #[error("adapter '{name}' is refused: {}", .refusals.first().map_or_else(|| "no reason".to_owned(), ToString::to_string))]
+    Refused { name: String, refusals: Arc<Vec<Refusal>> },
+    #[error("adapter '{name}' needs {needed} bytes; {limit} are allowed for adapters and what is there is in use")]
+    NoRoom { name: AdapterName, needed: u64, limit: u64, retry_after_ms: u64 },
+    #[error("adapter '{name}' could not be read: {reason}")]
+    Unreadable { name: String, reason: String },
+}
+
+/// One reason why an adapter is not applied. An adapter is applied in full or not at all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    pub code: RefusalCode,
+    /// The key, tensor or file it is about.
+    pub subject: String,
+    /// One sentence with the figures, fit for an operator; never a path of the server.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.subject, self.reason)
+    }
+}
+
+/// The kinds of refusal, for machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// No such folder or file, or not a regular file below the folder.
+    MissingFile,
+    /// A file is larger than the limit.
+    TooLarge,
+    /// Pickle, sharded, or not safetensors at all.
+    UnsafeFormat,
+    /// Not JSON, or not what PEFT writes.
+    MalformedConfig,
+    /// The safetensors header or its offsets are wrong, or the file is cut short.
+    MalformedWeights,
+    /// `peft_type` other than LORA.
+    NotLora,
+    /// A configuration key that is not known, with a value that might mean something.
+    UnknownKey,
+    /// A known feature that is not applied yet.
+    Unsupported,
+    /// An initialisation that changed the base it was trained on.
+    BaseChanging,
+    /// A rank or alpha that is not positive, or above the limit.
+    Rank,
+    /// A tensor's shape does not fit the base or the configured rank.
+    Shape,
+    /// A dtype that adapters may not have.
+    Dtype,
+    /// A or B without its other half, or a target without tensors.
+    MissingTensor,
+    /// A tensor that nothing claims.
+    UnknownTensor,
+    /// NaN or infinite values.
+    NotFinite,
+    /// A pattern that cannot be read as PEFT would.
+    Pattern,
+}
+
+/// Where adapters come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceFolder {
+    /// Each subfolder with an `adapter_config.json` is one adapter, named by its path below.
+    Root(PathBuf),
+    /// One adapter under a given name.
+    Named { name: AdapterName, path: PathBuf },
+}

@@ -1,0 +1,128 @@
+//! Every setting, once. File < environment < flags; nothing else reads the environment.
+//!
+//! The structs here are settled values, as the rooms use them; layering, flags and the TOML form live beside them.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::terms::RecordPolicy;
+
+/// What one engine may hold and how it steps.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Sequences that may run at the same time.
+    pub max_num_seqs: usize,
+    /// Rows in one step: running answers first, prompt chunks fill the rest.
+    pub max_num_batched_tokens: usize,
+    /// Sequences that may wait; beyond it a request is refused.
+    pub max_queued: usize,
+    /// Prompt and answer together, in tokens.
+    pub max_model_len: usize,
+    /// No step for this long while work is running means that the engine is stalled.
+    pub stall: Duration,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            max_num_seqs: 64,
+            max_num_batched_tokens: 512,
+            max_queued: 256,
+            max_model_len: 4096,
+            stall: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Which adapters are served and how much memory they may take.
+#[derive(Clone, Debug)]
+pub struct AdapterConfig {
+    /// Folders whose subfolders are adapters.
+    pub dirs: Vec<PathBuf>,
+    /// Adapters under given names.
+    pub modules: Vec<(String, PathBuf)>,
+    /// Different adapters in one batch; more wait.
+    pub max_loras: usize,
+    /// The largest rank that is accepted.
+    pub max_lora_rank: usize,
+    /// Adapters kept in memory, where a count is wanted beside the bytes.
+    pub max_cpu_loras: Option<usize>,
+    /// Bytes of packed adapters in memory, leased ones included.
+    pub max_bytes: u64,
+    /// Largest `adapter_model.safetensors`, in bytes.
+    pub max_file_bytes: u64,
+}
+
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        Self {
+            dirs: Vec::new(),
+            modules: Vec::new(),
+            max_loras: 64,
+            max_lora_rank: 256,
+            max_cpu_loras: None,
+            max_bytes: 4 << 30,
+            max_file_bytes: 2 << 30,
+        }
+    }
+}
+
+/// What is recorded, and where.
+#[derive(Clone, Debug)]
+pub struct RecordConfig {
+    pub policy: RecordPolicy,
+    /// Holds the database, the vault and the server's socket.
+    pub data_dir: PathBuf,
+    /// Answers that may be under way at the same time.
+    pub max_pending: usize,
+}
+
+/// What is wrong with a request before anybody looks at its meaning.
+#[derive(Clone, Debug)]
+pub struct LimitsConfig {
+    pub max_body_bytes: usize,
+    pub max_header_bytes: usize,
+    /// How long a client may take to send its headers, and again its body.
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub max_connections: usize,
+    /// Choices in one request, over all prompts.
+    pub max_choices: u32,
+    pub max_stop_strings: usize,
+    pub max_stop_bytes: usize,
+    /// Answer tokens where a request names no limit.
+    pub default_max_tokens: usize,
+    /// The longest an answer may take, from admission.
+    pub answer_timeout: Duration,
+    /// Unknown request fields are refused rather than ignored.
+    pub strict_fields: bool,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 4 << 20,
+            max_header_bytes: 64 << 10,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            max_connections: 1024,
+            max_choices: 16,
+            max_stop_strings: 16,
+            max_stop_bytes: 1024,
+            default_max_tokens: 1024,
+            answer_timeout: Duration::from_secs(600),
+            strict_fields: false,
+        }
+    }
+}
+
+/// Where the server listens and whom it lets in.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    pub listen: SocketAddr,
+    /// The base's names; the first is the one that answers echo.
+    pub served_names: Vec<String>,
+    pub api_keys: Vec<String>,
+    pub keys_file: Option<PathBuf>,
+    /// How long running answers may go on after SIGTERM.
+    pub shutdown_timeout: Duration,
+}

@@ -1,0 +1,1 @@
+//! The only room that knows HTTP, status codes and server-sent events.

@@ -1,0 +1,1 @@
+//! Slices in, slices out; no tensors. All the `unsafe` of the crate is here.

@@ -1,0 +1,160 @@
+//! Rows in, scores out. The decoder knows nothing of requests, names or text.
+
+pub mod batch;
+pub mod lora;
+pub mod shape;
+pub mod step;
+
+use std::{path::PathBuf, sync::Arc};
+
+pub use batch::{AdapterRows, Batch, BatchError, SequenceRows};
+pub use lora::{LoraAdapter, Matrix, PackError, Packer, Projection, Site, SiteDelta};
+pub use shape::{Family, ModelShape, Rope};
+pub use step::{Adjustments, RowAnswer, RowAsk, SampleAsk, SeenToken, StepOutput, Want};
+
+use crate::terms::{Digest, SamplingLayer};
+
+/// A decoder with its weights, its KV storage and its scratch memory. One thread owns it.
+///
+/// Two implementations: candle tensors (CUDA, Metal, and the readable oracle on a CPU) and, on a CPU, a fused step.
+pub trait LanguageModel: Send {
+    fn shape(&self) -> &ModelShape;
+
+    /// What one KV block holds and how many blocks there are.
+    fn kv_shape(&self) -> KvShape;
+
+    /// Runs one step: block copies first, then every row of `batch` through all layers, then one answer in `out` for
+    /// each of `batch.asks`, in their order. `out` is cleared first and its buffers are reused.
+    ///
+    /// # Errors
+    /// [`StepError`] if the batch is malformed or the device fails; then no row's result may be used.
+    fn forward(&mut self, batch: &Batch, out: &mut StepOutput) -> Result<(), StepError>;
+}
+
+/// The size of the KV storage, fixed at load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Positions in one block.
+    pub block_tokens: usize,
+    /// Blocks in all; ids run from 0.
+    pub blocks: usize,
+    /// Bytes of one block over all layers.
+    pub block_bytes: usize,
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error("the batch is malformed: {0}")]
+    Batch(#[from] BatchError),
+    #[error("an adapter in the batch was packed for another decoder")]
+    ForeignAdapter,
+    #[error("the device failed: {0}")]
+    Device(String),
+}
+
+/// Where the base model's files are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A Hugging Face folder: `config.json`, safetensors (single or sharded).
+    Folder(PathBuf),
+    /// One GGUF file.
+    Gguf(PathBuf),
+}
+
+/// How the base model is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    pub device: DeviceChoice,
+    /// Bytes given to KV storage.
+    pub kv_bytes: u64,
+    /// Positions in one KV block.
+    pub block_tokens: usize,
+    /// The longest context to prepare for; `None` is the model's own.
+    pub max_model_len: Option<usize>,
+}
+
+/// The device that the decoder runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    Cpu,
+    Cuda(usize),
+    Metal(usize),
+}
+
+/// What loading the base model gives.
+pub struct Loaded {
+    pub decoder: Box<dyn LanguageModel>,
+    /// Makes this decoder's form of an adapter, on any thread.
+    pub packer: Arc<dyn Packer>,
+    /// Single rows of the base, for checks and for DoRA's norms.
+    pub base: Arc<dyn BaseWeights>,
+    /// The embedding table projected to 64 dimensions.
+    pub sketch: Arc<TokenSketch>,
+    pub shape: ModelShape,
+    /// SHA-256 over the weight files and the configuration they are read with.
+    pub digest: Digest,
+    /// Sampling defaults from `generation_config.json`, where there is one.
+    pub sampling: SamplingLayer,
+    /// Tokens that end a turn, from the configuration files.
+    pub eos_tokens: Vec<u32>,
+    /// What a person should know about this load, one line each (a file's dtype converted, a key ignored).
+    pub notes: Vec<String>,
+}
+
+/// The base model's weights, one row at a time, dequantized to `f32`.
+pub trait BaseWeights: Send + Sync {
+    /// Row `row` of the matrix at `site` (an output feature; for the embedding, a token): `[in]`.
+    /// `None` if the site or row does not exist.
+    fn row(&self, site: Site, row: usize) -> Option<Vec<f32>>;
+
+    /// The bias at `site`, `[out]`, where the family has one.
+    fn bias(&self, site: Site) -> Option<Vec<f32>>;
+}
+
+/// Every token's input embedding projected to [`TokenSketch::DIMS`] dimensions by a fixed random matrix (seeded, Gaussian,
+/// scaled by `1/sqrt(DIMS)`), so that the mean over a prompt describes what it is about without a forward pass.
+pub struct TokenSketch {
+    /// `[vocab, DIMS]`, row-major.
+    pub values: Vec<f32>,
+}
+
+impl TokenSketch {
+    pub const DIMS: usize = 64;
+
+    /// The mean sketch of `tokens`; zeros where there are none. Tokens outside the vocabulary are passed over.
+    pub fn mean(&self, tokens: &[u32]) -> [f32; Self::DIMS] {
+        let mut sum = [0.0f64; Self::DIMS];
+        let mut count = 0usize;
+        for &token in tokens {
+            let start = token as usize * Self::DIMS;
+            let Some(row) = self.values.get(start..start + Self::DIMS) else { continue };
+            count += 1;
+            sum.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value));
+        }
+        sum.map(|value| (value / count.max(1) as f64) as f32)
+    }
+}
+
+/// Why a base model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{path}: {error}")]
+    Io { path: PathBuf, error: std::io::Error },
+    #[error("{path}: {reason}")]
+    Malformed { path: PathBuf, reason: String },
+    #[error("the model family '{0}' is not supported; llama, mistral, qwen2, qwen3 and smollm3 are")]
+    Family(String),
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("the model has no tensor '{0}'")]
+    MissingTensor(String),
+    #[error("tensor '{name}' has shape {got:?}, expected {expected:?}")]
+    TensorShape { name: String, got: Vec<usize>, expected: Vec<usize> },
+    #[error("the device is not available: {0}")]
+    Device(String),
+    #[error(
+        "a KV budget of {bytes} bytes holds {blocks} blocks; one sequence of {max_model_len} tokens needs {needed}"
+    )]
+    KvTooSmall { bytes: u64, blocks: usize, max_model_len: usize, needed: usize },
+}

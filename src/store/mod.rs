@@ -1,0 +1,1 @@
+//! The database: typed operations and migrations. The only room with SQL.

@@ -1,0 +1,14 @@
+//! The words shared by every room: digests, names, messages, sampling, endings, usage and scores.
+//! Plain values; nothing here does I/O or knows another room.
+
+mod digest;
+mod message;
+mod names;
+mod sampling;
+mod score;
+
+pub use digest::{AdapterVersion, Digest, DigestError, Hasher};
+pub use message::{Message, Role, TemplateSource};
+pub use names::{AdapterName, NameError};
+pub use sampling::{Sampling, SamplingLayer};
+pub use score::{Ending, FinishReason, RecordPolicy, TokenScore, Usage};

@@ -1,0 +1,12 @@
+//! End-to-end tests, one module for each room, in one binary.
+
+mod adapters;
+mod api;
+mod client;
+mod commands;
+mod engine;
+mod gateway;
+mod house;
+mod journal;
+mod parity;
+mod text;
