@@ -1,5 +1,3 @@
 //! The record: every admitted answer ends as a row here, whatever ended it.
 
-mod record;
-
-pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Timing};
+pub use crate::store::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Timing};
