@@ -24,7 +24,7 @@ pub struct Ask {
     pub sampling: SamplingLayer,
     /// Choices for each prompt.
     pub n: u32,
-    /// `None`: as much as the settings allow.
+    /// `None`: as much as the settings allow. 0 only with `echo`.
     pub max_tokens: Option<usize>,
     pub min_tokens: usize,
     pub stop: Vec<String>,
@@ -111,6 +111,9 @@ pub struct ReplyHead {
 /// `Done` is last and comes once.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ReplyEvent {
+    /// The prompt itself, where the request said `echo`: before anything else of this choice. `scores` are those of
+    /// `tokens[1..]` (a first token has none), or empty when none are wanted.
+    Echo { choice: u32, text: String, tokens: Vec<u32>, scores: Vec<TokenScore> },
     /// More of a choice: text that is final, and the scores of the tokens in it (empty when none are wanted).
     Piece {
         choice: u32,
