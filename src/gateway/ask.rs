@@ -113,7 +113,12 @@ pub struct ReplyHead {
 pub enum ReplyEvent {
     /// The prompt itself, where the request said `echo`: before anything else of this choice. `scores` are those of
     /// `tokens[1..]` (a first token has none), or empty when none are wanted.
-    Echo { choice: u32, text: String, tokens: Vec<u32>, scores: Vec<TokenScore> },
+    Echo {
+        choice: u32,
+        text: String,
+        tokens: Vec<u32>,
+        scores: Vec<TokenScore>,
+    },
     /// More of a choice: text that is final, and the scores of the tokens in it (empty when none are wanted).
     Piece {
         choice: u32,
