@@ -1,23 +1,35 @@
 //! Every Prometheus collector, declared once with its help text and labels.
+//!
+//! What is counted by adapter goes through [`Metrics::adapter`], which bounds the number of label values.
+
+mod vllm;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
+pub use vllm::VllmView;
 
 /// The collectors of one server, registered in a registry of its own.
 pub struct Metrics {
     registry: Registry,
-    /// Requests by adapter, version and outcome (a finish, an ending or a refusal code).
-    pub requests: IntCounterVec,
-    pub prompt_tokens: IntCounterVec,
-    pub generated_tokens: IntCounterVec,
-    pub time_to_first_token: HistogramVec,
-    pub inter_token: HistogramVec,
+    requests: IntCounterVec,
+    prompt_tokens: IntCounterVec,
+    generated_tokens: IntCounterVec,
+    time_to_first_token: HistogramVec,
+    inter_token: HistogramVec,
+    series: Mutex<HashMap<(String, String), Arc<AdapterSeries>>>,
     pub queue_seconds: Histogram,
     pub running: IntGauge,
     pub waiting: IntGauge,
     pub kv_blocks_used: IntGauge,
     pub kv_blocks: IntGauge,
+    /// Tokens in one KV block.
+    pub kv_block_tokens: IntGauge,
     pub kv_usage: Gauge,
     pub step_seconds: Histogram,
     pub step_rows: Histogram,
@@ -28,12 +40,43 @@ pub struct Metrics {
     pub adapter_loads: IntCounterVec,
     pub adapter_load_seconds: Histogram,
     pub http_responses: IntCounterVec,
+    pub http_connections: IntGauge,
+    pub http_in_flight: IntGauge,
+    /// Requests refused with an error code, by that code.
+    pub refused: IntCounterVec,
+}
+
+/// What is counted for one version of one adapter (or for the base). Versions beyond [`Metrics::MAX_ADAPTER_SERIES`]
+/// share one, labelled `other`.
+pub struct AdapterSeries {
+    adapter: String,
+    version: String,
+    requests: IntCounterVec,
+    pub prompt_tokens: IntCounter,
+    pub generated_tokens: IntCounter,
+    /// Seconds from admission to a choice's first token.
+    pub time_to_first_token: Histogram,
+    /// Seconds between two tokens of one choice.
+    pub inter_token: Histogram,
+}
+
+impl AdapterSeries {
+    /// Counts one choice by how it came out: `stop`, `length`, `cut_off`, `failed`, `client_left`.
+    pub fn ended(&self, outcome: &str) {
+        self.requests.with_label_values(&[&self.adapter, &self.version, outcome]).inc();
+    }
 }
 
 const SECONDS: &[f64] =
     &[0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
 
+/// The label of versions beyond the bound.
+const OTHER: &str = "other";
+
 impl Metrics {
+    /// Pairs of adapter and version that have series of their own.
+    pub const MAX_ADAPTER_SERIES: usize = 128;
+
     /// # Panics
     /// Never in practice: the names below are valid and each is registered once.
     pub fn new() -> Self {
@@ -74,7 +117,7 @@ impl Metrics {
         Self {
             requests: counters(
                 "tunegate_requests_total",
-                "Answered or refused requests, by adapter, version and outcome.",
+                "Choices that ended, by adapter, version and outcome (a finish reason, cut_off, failed, client_left).",
                 &["adapter", "version", "outcome"],
             ),
             prompt_tokens: counters("tunegate_prompt_tokens_total", "Prompt tokens read.", adapter),
@@ -85,11 +128,13 @@ impl Metrics {
                 adapter,
             ),
             inter_token: histograms("tunegate_inter_token_seconds", "Between two tokens of one choice.", adapter),
+            series: Mutex::default(),
             queue_seconds: histogram("tunegate_queue_seconds", "From submission to a place in the batch.", SECONDS),
             running: gauge("tunegate_running_sequences", "Sequences with a place in the batch."),
             waiting: gauge("tunegate_waiting_sequences", "Sequences waiting for a place."),
             kv_blocks_used: gauge("tunegate_kv_blocks_used", "KV blocks held by sequences."),
             kv_blocks: gauge("tunegate_kv_blocks", "KV blocks in all."),
+            kv_block_tokens: gauge("tunegate_kv_block_tokens", "Tokens in one KV block."),
             kv_usage: ratio("tunegate_kv_usage_ratio", "Share of the KV blocks in use."),
             step_seconds: histogram("tunegate_step_seconds", "One forward pass.", SECONDS),
             step_rows: histogram(
@@ -108,25 +153,88 @@ impl Metrics {
                 "Responses by route and status.",
                 &["route", "status"],
             ),
+            http_connections: gauge("tunegate_http_connections", "Open connections."),
+            http_in_flight: gauge("tunegate_http_requests_in_flight", "Requests whose response has not ended."),
+            refused: counters("tunegate_refused_total", "Requests that ended in an error, by its code.", &["code"]),
             registry,
         }
     }
 
-    /// The whole state in Prometheus' text format.
-    pub fn render(&self) -> String {
+    /// The series of a version: `name` is the adapter's (or base's) name, `version` its short digest.
+    pub fn adapter(&self, name: &str, version: &str) -> Arc<AdapterSeries> {
+        // A panic elsewhere leaves the map whole: it only ever gains entries.
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (name.to_owned(), version.to_owned());
+        if let Some(known) = series.get(&key) {
+            return Arc::clone(known);
+        }
+        let key = if series.len() < Self::MAX_ADAPTER_SERIES { key } else { (OTHER.to_owned(), OTHER.to_owned()) };
+        Arc::clone(series.entry(key).or_insert_with_key(|(adapter, version)| {
+            let labels = [adapter.as_str(), version.as_str()];
+            Arc::new(AdapterSeries {
+                requests: self.requests.clone(),
+                prompt_tokens: self.prompt_tokens.with_label_values(&labels),
+                generated_tokens: self.generated_tokens.with_label_values(&labels),
+                time_to_first_token: self.time_to_first_token.with_label_values(&labels),
+                inter_token: self.inter_token.with_label_values(&labels),
+                adapter: adapter.clone(),
+                version: version.clone(),
+            })
+        }))
+    }
+
+    /// The whole state in Prometheus' text format, followed by vLLM's names for what schedulers read.
+    pub fn render(&self, view: &VllmView) -> String {
         let mut text = String::new();
         // Writing to a `String` cannot fail; a collector that cannot be encoded is left out.
         let _ = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text);
+        vllm::render(self, view, &mut text);
         text
-    }
-
-    pub fn registry(&self) -> &Registry {
-        &self.registry
     }
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines_with<'a>(text: &'a str, start: &'a str) -> impl Iterator<Item = &'a str> {
+        text.lines().filter(move |line| line.starts_with(start))
+    }
+
+    #[test]
+    fn what_is_counted_by_adapter_has_its_name_and_version() {
+        let metrics = Metrics::new();
+        metrics.adapter("poet", "abc123").ended("stop");
+        metrics.adapter("poet", "abc123").prompt_tokens.inc_by(7);
+        let text = metrics.render(&VllmView::default());
+        assert!(
+            text.contains(r#"tunegate_requests_total{adapter="poet",outcome="stop",version="abc123"} 1"#),
+            "{text}"
+        );
+        assert!(text.contains(r#"tunegate_prompt_tokens_total{adapter="poet",version="abc123"} 7"#), "{text}");
+    }
+
+    #[test]
+    fn adapters_beyond_the_bound_share_one_label() {
+        let metrics = Metrics::new();
+        for index in 0..3 * Metrics::MAX_ADAPTER_SERIES {
+            metrics.adapter(&format!("a{index}"), "v").prompt_tokens.inc();
+        }
+        metrics.adapter("a0", "v").prompt_tokens.inc();
+        let text = metrics.render(&VllmView::default());
+        assert_eq!(
+            lines_with(&text, "tunegate_prompt_tokens_total{").count(),
+            Metrics::MAX_ADAPTER_SERIES + 1,
+            "one line for each known version and one for the rest"
+        );
+        let rest = 2 * Metrics::MAX_ADAPTER_SERIES;
+        assert!(text.contains(&format!(r#"tunegate_prompt_tokens_total{{adapter="other",version="other"}} {rest}"#)));
+        assert!(text.contains(r#"tunegate_prompt_tokens_total{adapter="a0",version="v"} 2"#), "known ones stay known");
     }
 }
