@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 STYLE = json.loads((Path(__file__).resolve().parent / "style.json").read_text(encoding="utf-8"))
-NUMBER = re.compile(r"\d+(?:[.:,]\d+)*")
+NUMBER = re.compile(r"\w*\d\w*(?:[-.:,]\w*\d\w*)*")
 
 
 def sentences(text):
