@@ -32,8 +32,6 @@ pub struct ApiError {
     pub retry_after_ms: Option<u64>,
     /// What the log says beyond the message, under the request's id.
     pub detail: Option<String>,
-    /// For 405: the methods that the route has.
-    pub allow: Option<&'static str>,
 }
 
 /// The body of an error, also inside a stream.
@@ -53,15 +51,7 @@ struct ErrorFields<'a> {
 
 impl ApiError {
     pub fn new(status: StatusCode, code: &'static str, message: impl Display) -> Self {
-        Self {
-            status,
-            code,
-            message: message.to_string(),
-            param: None,
-            retry_after_ms: None,
-            detail: None,
-            allow: None,
-        }
+        Self { status, code, message: message.to_string(), param: None, retry_after_ms: None, detail: None }
     }
 
     /// 400 about one parameter.
@@ -155,9 +145,6 @@ impl IntoResponse for ApiError {
                 headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
             }
             _ => {}
-        }
-        if let Some(allow) = self.allow {
-            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
         response.extensions_mut().insert(self);
         response

@@ -86,7 +86,7 @@ const BOTH: &[Stance] = &[
     refused("n_probs", zero, "use logprobs"),
     refused("prompt_logprobs", never, "use echo and logprobs of /v1/completions"),
     refused("truncate_prompt_tokens", never, "a prompt is read whole or refused"),
-    refused("return_token_ids", no, "answers are text; token ids come with logprobs of /tokenize"),
+    refused("return_token_ids", no, "answers are text; /tokenize gives their ids"),
     refused("return_tokens_as_token_ids", no, "answers are text"),
     refused("spaces_between_special_tokens", yes, "text is what the tokenizer says"),
     refused("priority", zero, "requests are served in the order of their arrival"),
