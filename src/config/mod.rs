@@ -15,8 +15,13 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: usize,
     /// Sequences that may wait; beyond it a request is refused.
     pub max_queued: usize,
+    /// Different adapters in one batch; more wait.
+    pub max_loras: usize,
     /// Prompt and answer together, in tokens.
     pub max_model_len: usize,
+    /// How long one step may take while answers are running; longer prompts are then read in smaller chunks. Zero sets no
+    /// limit.
+    pub step_target: Duration,
     /// No step for this long while work is running means that the engine is stalled.
     pub stall: Duration,
 }
@@ -27,7 +32,9 @@ impl Default for EngineConfig {
             max_num_seqs: 64,
             max_num_batched_tokens: 512,
             max_queued: 256,
+            max_loras: 64,
             max_model_len: 4096,
+            step_target: Duration::from_millis(200),
             stall: Duration::from_secs(60),
         }
     }
@@ -40,8 +47,6 @@ pub struct AdapterConfig {
     pub dirs: Vec<PathBuf>,
     /// Adapters under given names.
     pub modules: Vec<(String, PathBuf)>,
-    /// Different adapters in one batch; more wait.
-    pub max_loras: usize,
     /// The largest rank that is accepted.
     pub max_lora_rank: usize,
     /// Adapters kept in memory, where a count is wanted beside the bytes.
@@ -57,7 +62,6 @@ impl Default for AdapterConfig {
         Self {
             dirs: Vec::new(),
             modules: Vec::new(),
-            max_loras: 64,
             max_lora_rank: 256,
             max_cpu_loras: None,
             max_bytes: 4 << 30,
