@@ -2,6 +2,16 @@
 //!
 //! One thread owns the decoder, the KV blocks, the scheduler and every running sequence.
 
+mod blocks;
+mod chunk;
+mod handle;
+mod pulse;
+mod queue;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod worker;
+
 use std::{
     sync::{
         Arc,
@@ -10,7 +20,10 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+
+pub use handle::{EngineHandle, EngineLimits, spawn};
+pub use pulse::EngineLoad;
 
 use crate::{
     model::LoraAdapter,
@@ -37,7 +50,7 @@ pub struct Job {
 #[derive(Clone, Debug)]
 pub enum Work {
     Generate(Generate),
-    /// Teacher-forced: one score for each token after the first. `top` tokens are reported for each.
+    /// Teacher-forced: one score for each token after the first, then `Finished(Length)`. `top` tokens are reported for each.
     Score {
         top: u8,
     },
@@ -76,8 +89,8 @@ pub enum Priority {
     Normal,
 }
 
-/// Set by whoever no longer wants the job; the engine frees its place before the next step.
-/// Dropping the event receiver does the same.
+/// Set by whoever no longer wants the job; the engine frees its place before the next step, and the job's channel closes
+/// without a last event. Dropping the event receiver does the same.
 #[derive(Clone, Debug, Default)]
 pub struct CancelFlag(Arc<AtomicBool>);
 
@@ -96,11 +109,13 @@ pub type EventReceiver = mpsc::Receiver<Event>;
 
 /// A channel with room for every event that `work` over `prompt_tokens` can cause, so that the engine never waits.
 pub fn event_channel(work: &Work, prompt_tokens: usize) -> (EventSender, EventReceiver) {
-    mpsc::channel(match work {
-        Work::Generate(generate) => generate.max_tokens + 2,
-        Work::Score { .. } => prompt_tokens + 2,
+    let events = match work {
+        Work::Generate(generate) => generate.max_tokens.saturating_add(2),
+        Work::Score { .. } => prompt_tokens.saturating_add(2),
         Work::Embed => 2,
-    })
+    };
+    // Beyond what a channel can hold, the job itself is refused as too long.
+    mpsc::channel(events.min(Semaphore::MAX_PERMITS))
 }
 
 /// What the engine reports about one job, in order. `Finished`, `Failed` and `Hidden` are last.

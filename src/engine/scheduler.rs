@@ -1,0 +1,348 @@
+//! Who runs in the next step. Plain data, no tensors: it moves sequences between the queue and their places, hands out KV
+//! blocks, and writes the batch.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    EngineFault, Priority, blocks::BlockPool, chunk::ChunkLimit, pulse::Occupancy, queue::Queue, sequence::Sequence,
+};
+use crate::{
+    config::EngineConfig,
+    model::{AdapterRows, Batch, KvShape, StepOutput},
+    terms::{AdapterVersion, FinishReason},
+};
+
+/// One step: the batch, and whose rows it holds.
+#[derive(Default)]
+pub struct Step {
+    pub batch: Batch,
+    turns: Vec<Turn>,
+    /// Rows of sequences that had more than one row to compute, in a step where others had one.
+    riding_rows: usize,
+}
+
+/// One sequence's part in a step.
+struct Turn {
+    /// In `running`, which does not change between planning and advancing.
+    index: usize,
+    rows: usize,
+    asks: usize,
+}
+
+/// Everything that waits or runs. At most one step is under way at a time.
+pub struct Scheduler {
+    places: usize,
+    max_rows: usize,
+    max_loras: usize,
+    vocab: usize,
+    pool: BlockPool,
+    chunk: ChunkLimit,
+    /// By priority (highest first), then by ticket.
+    running: Vec<Sequence>,
+    normal: Queue,
+    background: Queue,
+    next_ticket: u64,
+    /// Seconds in the queue of those admitted since `take_waits`.
+    waits: Vec<f64>,
+}
+
+/// Whether a sequence can have a place now, and what is lacking otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    Yes,
+    NoPlace,
+    NoBlocks,
+    NoAdapter,
+}
+
+impl Scheduler {
+    pub fn new(config: &EngineConfig, kv: KvShape, vocab: usize) -> Self {
+        let max_rows = config.max_num_batched_tokens.max(1);
+        Self {
+            places: places(config),
+            max_rows,
+            max_loras: config.max_loras.max(1),
+            vocab,
+            pool: BlockPool::new(kv),
+            chunk: ChunkLimit::new(config.step_target, max_rows),
+            running: Vec::new(),
+            normal: Queue::default(),
+            background: Queue::default(),
+            next_ticket: 0,
+            waits: Vec::new(),
+        }
+    }
+
+    /// Takes a job in; it gets a place with the next step, if there is one.
+    pub fn push(&mut self, mut sequence: Sequence) {
+        if sequence.is_abandoned() {
+            sequence.abandon();
+        } else if sequence.wants_nothing() {
+            self.waits.extend(sequence.start(Instant::now()));
+            sequence.finish(FinishReason::Length);
+        } else {
+            self.queue(sequence.priority).push(sequence);
+        }
+    }
+
+    pub fn has_work(&self) -> bool {
+        !(self.running.is_empty() && self.normal.is_empty() && self.background.is_empty())
+    }
+
+    pub fn occupancy(&self) -> Occupancy {
+        let room = match self.normal.is_empty() && self.background.is_empty() {
+            true => self.places - self.running.len(),
+            false => 0,
+        };
+        Occupancy {
+            running: self.running.len(),
+            preempted: self.normal.preempted() + self.background.preempted(),
+            kv_used: self.pool.used(),
+            room,
+        }
+    }
+
+    /// Whether every block is free and no count is off, as it must be when there is no work.
+    pub fn is_whole(&self) -> bool {
+        self.pool.is_whole()
+    }
+
+    /// Makes the block counts anew.
+    pub fn restore_blocks(&mut self) {
+        debug_assert!(self.running.is_empty());
+        self.pool.restore();
+    }
+
+    /// How long those admitted since the last call had waited, in seconds.
+    pub fn take_waits(&mut self) -> impl Iterator<Item = f64> + '_ {
+        self.waits.drain(..)
+    }
+
+    /// Frees the places and blocks of everybody who is no longer wanted; returns how many had a place.
+    pub fn drop_abandoned(&mut self) -> usize {
+        self.normal.drop_abandoned();
+        self.background.drop_abandoned();
+        let before = self.running.len();
+        for index in (0..before).rev() {
+            if self.running[index].is_abandoned() {
+                self.running[index].abandon();
+                self.retire(index);
+            }
+        }
+        before - self.running.len()
+    }
+
+    /// Plans the next step: blocks for those who run, places for those who wait, then rows. `false` if there is nothing
+    /// to run.
+    pub fn plan(&mut self, step: &mut Step) -> bool {
+        step.batch.clear();
+        step.turns.clear();
+        self.grow();
+        self.admit(Priority::Normal);
+        if !self.running.iter().any(|sequence| sequence.priority == Priority::Normal) {
+            self.admit(Priority::Background);
+        }
+        self.share_rows(step);
+        self.write(step);
+        !step.turns.is_empty()
+    }
+
+    /// Gives every running sequence the blocks for its next row. Where none are free, the last admitted loses its place and is
+    /// computed again later: the oldest can thus always go on, so everybody gets to be the oldest and to finish.
+    fn grow(&mut self) {
+        let Some(priority) = self.running.first().map(|sequence| sequence.priority) else { return };
+        let mut index = 0;
+        while index < self.running.len() && self.running[index].priority == priority {
+            let sequence = &mut self.running[index];
+            let lacking = self.pool.needed(sequence.known()).saturating_sub(sequence.blocks.len());
+            if self.pool.take(lacking, &mut sequence.blocks) {
+                index += 1;
+            } else {
+                self.preempt_last();
+            }
+        }
+    }
+
+    /// Admits who waits at one priority, each lane in its turn, until nobody fits.
+    fn admit(&mut self, priority: Priority) {
+        while let Some(sequence) = self.waiting(priority).first_preempted() {
+            if self.fit(sequence) != Fit::Yes {
+                return;
+            }
+            if let Some(sequence) = self.queue(priority).pop_preempted() {
+                self.place(sequence);
+            }
+        }
+        let mut turn = 0;
+        while let Some(sequence) = self.waiting(priority).head(turn) {
+            // Whoever lacks blocks or an adapter's place lets others pass, but not for ever.
+            let patient = sequence.passed_over < self.places;
+            match self.fit(sequence) {
+                Fit::Yes => {
+                    if let Some(sequence) = self.queue(priority).pop(turn) {
+                        self.place(sequence);
+                    }
+                }
+                Fit::NoBlocks | Fit::NoAdapter if patient => turn += 1,
+                Fit::NoPlace | Fit::NoBlocks | Fit::NoAdapter => return,
+            }
+        }
+    }
+
+    /// Those of lower priority count for nothing here: they make way.
+    fn fit(&self, sequence: &Sequence) -> Fit {
+        let peers = || self.running.iter().filter(|peer| peer.priority >= sequence.priority);
+        let count = peers().count();
+        if count >= self.places {
+            return Fit::NoPlace;
+        }
+        let yielding: usize = self.running[count..].iter().map(|lower| lower.blocks.len()).sum();
+        // Each running sequence may want one more block soon; without this margin the newcomer would be preempted at once.
+        if self.pool.needed(sequence.known()) + count > self.pool.free() + yielding {
+            return Fit::NoBlocks;
+        }
+        let Some(version) = sequence.version() else { return Fit::Yes };
+        let mut others: Vec<AdapterVersion> = peers().filter_map(Sequence::version).collect();
+        others.sort_unstable();
+        others.dedup();
+        match others.contains(&version) || others.len() < self.max_loras {
+            true => Fit::Yes,
+            false => Fit::NoAdapter,
+        }
+    }
+
+    /// Gives a place and the blocks for all that is known to a sequence that fits.
+    fn place(&mut self, mut sequence: Sequence) {
+        let needed = self.pool.needed(sequence.known());
+        while self.running.len() >= self.places || self.pool.free() < needed {
+            self.preempt_last();
+        }
+        self.pool.take(needed, &mut sequence.blocks);
+        if let Some(waited) = sequence.start(Instant::now()) {
+            self.waits.push(waited);
+            sequence.ticket = self.next_ticket;
+            self.next_ticket += 1;
+        }
+        let rank = |sequence: &Sequence| (std::cmp::Reverse(sequence.priority), sequence.ticket);
+        let index = self.running.partition_point(|other| rank(other) < rank(&sequence));
+        self.running.insert(index, sequence);
+    }
+
+    fn preempt_last(&mut self) {
+        let Some(mut sequence) = self.running.pop() else { return };
+        self.pool.release(&mut sequence.blocks);
+        sequence.forget();
+        self.queue(sequence.priority).push_preempted(sequence);
+    }
+
+    /// One row for every sequence that needs just one; prompts share what is left. Only the highest running priority runs.
+    fn share_rows(&mut self, step: &mut Step) {
+        let priority = self.running.first().map(|sequence| sequence.priority);
+        let runs = |(_, sequence): &(usize, &Sequence)| Some(sequence.priority) == priority;
+        let pending = self.running.iter().enumerate().filter(runs).map(|(index, sequence)| (index, sequence.pending()));
+        let (single, prompts): (Vec<_>, Vec<_>) = pending.partition(|&(_, pending)| pending == 1);
+        let left = self.max_rows - single.len();
+        let left = if single.is_empty() { left } else { left.min(self.chunk.rows()) };
+        let prompts = share(left, prompts);
+        step.riding_rows = if single.is_empty() { 0 } else { prompts.iter().map(|&(_, rows)| rows).sum() };
+        step.turns.extend(single.into_iter().chain(prompts).map(|(index, rows)| Turn { index, rows, asks: 0 }));
+        // Rows of one adapter stand together, so that a decoder can gather them as one run.
+        step.turns.sort_by_key(|turn| (self.running[turn.index].version(), turn.index));
+    }
+
+    fn write(&self, step: &mut Step) {
+        let batch = &mut step.batch;
+        for turn in &mut step.turns {
+            let sequence = &self.running[turn.index];
+            let first = batch.rows() as u32;
+            let blocks = self.pool.needed(sequence.reach(turn.rows));
+            turn.asks = sequence.write(turn.rows, blocks, self.vocab, batch);
+            let Some(adapter) = &sequence.adapter else { continue };
+            let rows = first..batch.rows() as u32;
+            match batch.adapters.last_mut().filter(|last| last.weights.version() == adapter.version()) {
+                Some(last) => last.rows.extend(rows),
+                None => batch.adapters.push(AdapterRows { rows: rows.collect(), weights: adapter.clone() }),
+            }
+        }
+    }
+
+    /// Takes in a step's answers, which lasted `took`; returns how many sequences ended with it. `output` has one answer
+    /// for each of the batch's asks.
+    pub fn advance(&mut self, step: &Step, output: &mut StepOutput, took: Duration) -> usize {
+        self.chunk.learn(step.riding_rows, took);
+        let now = Instant::now();
+        let mut answers = output.answers.drain(..);
+        let mut ended = Vec::new();
+        for turn in &step.turns {
+            if self.running[turn.index].advance(turn.rows, answers.by_ref().take(turn.asks), now) {
+                ended.push(turn.index);
+            }
+        }
+        ended.sort_unstable();
+        ended.iter().rev().for_each(|&index| self.retire(index));
+        ended.len()
+    }
+
+    /// Ends every sequence of a step that failed. The others begin again: what a failed step has left in any block is unknown.
+    pub fn fail(&mut self, step: &Step, fault: &EngineFault) -> usize {
+        let mut failed: Vec<usize> = step.turns.iter().map(|turn| turn.index).collect();
+        failed.sort_unstable();
+        for &index in failed.iter().rev() {
+            self.running[index].fail(fault.clone());
+            self.retire(index);
+        }
+        while !self.running.is_empty() {
+            self.preempt_last();
+        }
+        failed.len()
+    }
+
+    /// Lets go of everything; each sequence reports that the engine was stopped.
+    pub fn clear(&mut self) {
+        for index in (0..self.running.len()).rev() {
+            self.retire(index);
+        }
+        self.normal.clear();
+        self.background.clear();
+    }
+
+    fn retire(&mut self, index: usize) {
+        let mut sequence = self.running.remove(index);
+        self.pool.release(&mut sequence.blocks);
+    }
+
+    fn waiting(&self, priority: Priority) -> &Queue {
+        match priority {
+            Priority::Normal => &self.normal,
+            Priority::Background => &self.background,
+        }
+    }
+
+    fn queue(&mut self, priority: Priority) -> &mut Queue {
+        match priority {
+            Priority::Normal => &mut self.normal,
+            Priority::Background => &mut self.background,
+        }
+    }
+}
+
+/// Places of an engine: each running sequence must have at least one row in a step.
+pub fn places(config: &EngineConfig) -> usize {
+    config.max_num_seqs.min(config.max_num_batched_tokens).max(1)
+}
+
+/// Shares `left` rows among prompts, given as (index, rows wanted) in order of admission. The first gets at least half, so
+/// that it goes on whatever comes; the rest goes to the shortest, so that a short prompt does not stand behind a long one.
+fn share(left: usize, mut prompts: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
+    let Some(((_, first), others)) = prompts.split_first_mut() else { return prompts };
+    let wanted: usize = others.iter().map(|&(_, rows)| rows).sum();
+    *first = (*first).min(left - wanted.min(left / 2));
+    let mut left = left - *first;
+    others.sort_by_key(|&(_, rows)| rows);
+    for (_, rows) in others {
+        *rows = (*rows).min(left);
+        left -= *rows;
+    }
+    prompts.retain(|&(_, rows)| rows > 0);
+    prompts
+}
