@@ -1,1 +1,2 @@
 //! One file for each command.
+pub mod bench;
