@@ -88,7 +88,13 @@ pub struct LimitsConfig {
     /// How long a client may take to send its headers, and again its body.
     pub header_timeout: Duration,
     pub body_timeout: Duration,
+    /// How long a connection without a request is kept.
+    pub idle_timeout: Duration,
+    /// How long a client may take nothing of an answer that is there for it.
+    pub write_timeout: Duration,
     pub max_connections: usize,
+    /// Requests at the same time on one HTTP/2 connection.
+    pub max_streams: u32,
     /// Choices in one request, over all prompts.
     pub max_choices: u32,
     pub max_stop_strings: usize,
@@ -108,7 +114,10 @@ impl Default for LimitsConfig {
             max_header_bytes: 64 << 10,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(30),
             max_connections: 1024,
+            max_streams: 64,
             max_choices: 16,
             max_stop_strings: 16,
             max_stop_bytes: 1024,
