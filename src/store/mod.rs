@@ -1,5 +1,121 @@
 //! The database: typed operations and migrations. The only room with SQL.
+//!
+//! A store is told whole transactions and answers only when they are durable. Callers bring their own threads: every
+//! operation blocks.
 
+mod migrations;
 mod record;
+mod scores;
+mod sqlite;
+
+use std::path::PathBuf;
 
 pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Timing};
+use serde_json::{Map, Value};
+pub use sqlite::SqliteStore;
+
+/// A database that keeps the record. All operations block; writes come from one thread, reads from any.
+pub trait Store: Send + Sync {
+    /// Applies all writes in order, in one transaction, and returns once it is durable. On an error nothing was applied.
+    fn commit(&self, writes: &[Write]) -> Result<Committed, StoreError>;
+
+    /// Proves that an answer could be recorded now, by a durable write of its own.
+    fn probe(&self) -> Result<(), StoreError>;
+
+    /// The completion with all its choices, stored (listable) or not.
+    fn completion(&self, id: &str) -> Result<Option<Completion>, StoreError>;
+
+    /// One page of the listable completions.
+    fn list(&self, query: &ListQuery) -> Result<Page, StoreError>;
+
+    /// Up to `limit` choices that became durable after `after`, in the order in which they did.
+    fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError>;
+}
+
+/// One change of the record.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// The choices that ended now; usage and timing replace those of earlier choices of the same request.
+    Choices(Box<Completion>),
+    /// Replaces the metadata of a listable completion.
+    Metadata { id: String, metadata: Map<String, Value> },
+    /// Takes content, user, metadata and listability; the fact stays, with the time of erasure.
+    Erase { id: String, at_ms: i64 },
+}
+
+/// What became of a transaction's writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// One for each write.
+    pub outcomes: Vec<Outcome>,
+    /// The last choice that is durable.
+    pub last: Cursor,
+}
+
+/// What became of one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Applied,
+    /// No such completion, or it is not listable (any more).
+    Missing,
+    /// A choice of this index is on record already; the first row stands.
+    Duplicate,
+}
+
+/// A place in the record: how many choices had become durable. Later choices have larger cursors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cursor(pub u64);
+
+/// One choice as a follower sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Followed {
+    pub cursor: Cursor,
+    /// With this one choice only.
+    pub completion: Completion,
+}
+
+/// Which listable completions are wanted.
+#[derive(Clone, Debug)]
+pub struct ListQuery {
+    pub model: Option<String>,
+    /// Only completions of this key; `None` is all.
+    pub key: Option<String>,
+    /// Names with the string that each must have.
+    pub metadata: Vec<(String, String)>,
+    /// The id of the completion before the page.
+    pub after: Option<String>,
+    pub limit: usize,
+    pub order: Order,
+}
+
+/// By time of admission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    OldestFirst,
+    NewestFirst,
+}
+
+/// A part of a list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    pub completions: Vec<Completion>,
+    /// Whether there are others behind it.
+    pub more: bool,
+}
+
+/// Why the database could not be opened, written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{path}: {reason}")]
+    Open { path: PathBuf, reason: String },
+    #[error("{path} was written by a newer build: its schema is {found}, this build knows up to {known}")]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("{path} is the database of another program")]
+    Foreign { path: PathBuf },
+    #[error("{0}")]
+    Sql(#[from] rusqlite::Error),
+    #[error("the row of '{id}' cannot be read: {reason}")]
+    Corrupt { id: String, reason: String },
+    #[error("there is no completion '{0}' to list after")]
+    UnknownCursor(String),
+}

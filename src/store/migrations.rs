@@ -1,0 +1,111 @@
+//! The schema, step by step. Steps are added at the end and never changed; there is no way back.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::StoreError;
+
+/// Marks a file as ours ("tung"), so that another program's database is left alone.
+const APPLICATION_ID: i64 = 0x7475_6e67;
+
+/// Version `i + 1` is reached by `STEPS[i]`.
+const STEPS: &[&str] = &[FACTS_AND_CONTENT];
+
+/// A request is one row of `completions`, each of its choices one row of `choices`. `choices.seq` grows in the order of
+/// commits. `content` alone holds what was said: role 0 is the prompt `part`, role 1 the answer of choice `part`.
+const FACTS_AND_CONTENT: &str = "
+CREATE TABLE completions (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    created_ms INTEGER NOT NULL,
+    request_id TEXT NOT NULL,
+    key TEXT,
+    kind TEXT NOT NULL,
+    model TEXT NOT NULL,
+    base BLOB NOT NULL,
+    adapter TEXT,
+    adapter_version BLOB,
+    template BLOB,
+    tokenizer BLOB NOT NULL,
+    sampling TEXT NOT NULL,
+    seed INTEGER NOT NULL,
+    options TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    queue_us INTEGER NOT NULL,
+    first_token_us INTEGER,
+    total_us INTEGER NOT NULL,
+    policy TEXT NOT NULL,
+    stored INTEGER NOT NULL,
+    user TEXT,
+    erased_ms INTEGER
+) STRICT;
+CREATE INDEX completions_by_time ON completions (created_ms, seq);
+CREATE INDEX listed_by_time ON completions (created_ms, seq) WHERE stored = 1;
+CREATE INDEX listed_by_model ON completions (model, created_ms, seq) WHERE stored = 1;
+CREATE INDEX listed_by_key ON completions (key, created_ms, seq) WHERE stored = 1;
+
+CREATE TABLE metadata (
+    completion INTEGER NOT NULL REFERENCES completions,
+    name TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (completion, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX metadata_by_value ON metadata (name, value, completion);
+
+CREATE TABLE choices (
+    seq INTEGER PRIMARY KEY,
+    completion INTEGER NOT NULL REFERENCES completions,
+    position INTEGER NOT NULL,
+    ending TEXT NOT NULL,
+    tokens INTEGER NOT NULL,
+    fault TEXT,
+    UNIQUE (completion, position)
+) STRICT;
+
+CREATE TABLE content (
+    completion INTEGER NOT NULL REFERENCES completions,
+    role INTEGER NOT NULL,
+    part INTEGER NOT NULL,
+    text TEXT,
+    tokens BLOB NOT NULL,
+    PRIMARY KEY (completion, role, part)
+) STRICT;
+
+CREATE TABLE probe (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    room BLOB NOT NULL
+) STRICT;
+";
+
+/// Brings the database at `path` to the newest schema, in one transaction.
+///
+/// # Errors
+/// [`StoreError::Newer`] for a schema that this build does not know, [`StoreError::Foreign`] for a database that is not
+/// ours; neither is touched.
+pub fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let application: i64 = transaction.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    if tables > 0 && application != APPLICATION_ID {
+        return Err(StoreError::Foreign { path: path.to_owned() });
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.execute_batch(
+        "CREATE TABLE IF NOT EXISTS schema (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL) STRICT",
+    )?;
+    let found: i64 = transaction.query_row("SELECT coalesce(max(version), 0) FROM schema", [], |row| row.get(0))?;
+    let known = STEPS.len() as i64;
+    if found > known {
+        return Err(StoreError::Newer { path: path.to_owned(), found, known });
+    }
+    for (version, step) in (1..).zip(STEPS).skip(found.max(0) as usize) {
+        transaction.execute_batch(step)?;
+        transaction.execute("INSERT INTO schema VALUES (?1, datetime('now'))", [version])?;
+    }
+    transaction.commit()?;
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! Writes, each within the transaction that it is given.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::store::{
+    Committed, Completion, Content, Cursor, Outcome, StoreError, Write,
+    scores::{pack, pack_tokens},
+};
+
+/// As much room as a long answer takes in the log.
+const PROBE_BYTES: i64 = 64 << 10;
+
+pub fn commit(connection: &mut Connection, writes: &[Write]) -> Result<Committed, StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let outcomes = writes.iter().map(|write| apply(&transaction, write)).collect::<Result<_, _>>()?;
+    let last: i64 =
+        transaction.prepare_cached("SELECT coalesce(max(seq), 0) FROM choices")?.query_row([], |row| row.get(0))?;
+    transaction.commit()?;
+    Ok(Committed { outcomes, last: Cursor(last as u64) })
+}
+
+pub fn probe(connection: &mut Connection) -> Result<(), StoreError> {
+    connection.execute("INSERT OR REPLACE INTO probe VALUES (1, zeroblob(?1))", [PROBE_BYTES])?;
+    Ok(())
+}
+
+fn apply(transaction: &Transaction<'_>, write: &Write) -> Result<Outcome, StoreError> {
+    match write {
+        Write::Choices(completion) => record(transaction, completion),
+        Write::Metadata { id, metadata } => replace_metadata(transaction, id, metadata),
+        Write::Erase { id, at_ms } => erase(transaction, id, *at_ms),
+    }
+}
+
+fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outcome, StoreError> {
+    // What the client said may have been erased while other choices were still running.
+    let (seq, kept) = match known(transaction, &completion.id)? {
+        Some((seq, kept)) => {
+            update_fact(transaction, seq, completion)?;
+            (seq, kept)
+        }
+        None => {
+            let seq = insert_fact(transaction, completion)?;
+            insert_metadata(transaction, seq, &completion.metadata)?;
+            if let Some(content) = &completion.content {
+                insert_prompts(transaction, seq, content)?;
+            }
+            (seq, true)
+        }
+    };
+    let mut outcome = Outcome::Applied;
+    for choice in &completion.choices {
+        let added = transaction
+            .prepare_cached(
+                "INSERT INTO choices (completion, position, ending, tokens, fault) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![seq, choice.index, choice.ending.as_str(), choice.tokens as i64, choice.fault])?;
+        if added == 0 {
+            outcome = Outcome::Duplicate;
+        } else if kept && (choice.text.is_some() || !choice.scores.is_empty()) {
+            let scores = pack(&choice.scores);
+            insert_content(transaction, seq, Role::Answer, choice.index, choice.text.as_deref(), &scores)?;
+        }
+    }
+    Ok(outcome)
+}
+
+fn known(transaction: &Transaction<'_>, id: &str) -> Result<Option<(i64, bool)>, StoreError> {
+    let row = transaction
+        .prepare_cached("SELECT seq, erased_ms IS NULL FROM completions WHERE id = ?1")?
+        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    Ok(row)
+}
+
+fn insert_fact(transaction: &Transaction<'_>, completion: &Completion) -> Result<i64, StoreError> {
+    let adapter = completion.adapter.as_ref();
+    Ok(transaction
+        .prepare_cached(
+            "INSERT INTO completions (
+                id, created_ms, request_id, key, kind, model, base, adapter, adapter_version, template, tokenizer,
+                sampling, seed, options, prompt_tokens, completion_tokens, cached_tokens, queue_us, first_token_us,
+                total_us, policy, stored, user
+             ) VALUES (
+                ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11,
+                ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
+                ?20, ?21, ?22, ?23
+             )",
+        )?
+        .insert(params![
+            completion.id,
+            completion.created_ms,
+            completion.request_id,
+            completion.key,
+            completion.kind.as_str(),
+            completion.model,
+            completion.base.as_bytes(),
+            adapter.map(|(name, _)| name.as_str()),
+            adapter.map(|(_, version)| version.0.as_bytes()),
+            completion.template.as_ref().map(|digest| digest.as_bytes()),
+            completion.tokenizer.as_bytes(),
+            json(&completion.sampling)?,
+            completion.seed as i64,
+            json(&completion.options)?,
+            completion.usage.prompt_tokens as i64,
+            completion.usage.completion_tokens as i64,
+            completion.usage.cached_tokens as i64,
+            completion.timing.queue_us as i64,
+            completion.timing.first_token_us.map(|us| us as i64),
+            completion.timing.total_us as i64,
+            completion.policy.as_str(),
+            completion.stored,
+            completion.user,
+        ])?)
+}
+
+fn update_fact(transaction: &Transaction<'_>, seq: i64, completion: &Completion) -> Result<(), StoreError> {
+    transaction
+        .prepare_cached(
+            "UPDATE completions SET prompt_tokens = ?2, completion_tokens = ?3, cached_tokens = ?4, queue_us = ?5,
+                first_token_us = ?6, total_us = ?7
+             WHERE seq = ?1",
+        )?
+        .execute(params![
+            seq,
+            completion.usage.prompt_tokens as i64,
+            completion.usage.completion_tokens as i64,
+            completion.usage.cached_tokens as i64,
+            completion.timing.queue_us as i64,
+            completion.timing.first_token_us.map(|us| us as i64),
+            completion.timing.total_us as i64,
+        ])?;
+    Ok(())
+}
+
+fn insert_metadata(transaction: &Transaction<'_>, seq: i64, metadata: &Map<String, Value>) -> Result<(), StoreError> {
+    let mut insert = transaction
+        .prepare_cached("INSERT INTO metadata (completion, name, position, value) VALUES (?1, ?2, ?3, ?4)")?;
+    for (position, (name, value)) in metadata.iter().enumerate() {
+        insert.execute(params![seq, name, position as i64, json(value)?])?;
+    }
+    Ok(())
+}
+
+fn insert_prompts(transaction: &Transaction<'_>, seq: i64, content: &Content) -> Result<(), StoreError> {
+    for (part, prompt) in (0..).zip(&content.prompts) {
+        insert_content(
+            transaction,
+            seq,
+            Role::Prompt,
+            part,
+            Some(&json(&prompt.given)?),
+            &pack_tokens(&prompt.tokens),
+        )?;
+    }
+    Ok(())
+}
+
+/// What a row of `content` holds, as it stands in its column `role`.
+#[derive(Clone, Copy)]
+pub enum Role {
+    Prompt = 0,
+    Answer = 1,
+}
+
+fn insert_content(
+    transaction: &Transaction<'_>,
+    seq: i64,
+    role: Role,
+    part: u32,
+    text: Option<&str>,
+    tokens: &[u8],
+) -> Result<(), StoreError> {
+    transaction
+        .prepare_cached("INSERT INTO content (completion, role, part, text, tokens) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![seq, role as i64, part, text, tokens])?;
+    Ok(())
+}
+
+fn replace_metadata(
+    transaction: &Transaction<'_>,
+    id: &str,
+    metadata: &Map<String, Value>,
+) -> Result<Outcome, StoreError> {
+    let Some(seq) = listed(transaction, id)? else { return Ok(Outcome::Missing) };
+    transaction.prepare_cached("DELETE FROM metadata WHERE completion = ?1")?.execute([seq])?;
+    insert_metadata(transaction, seq, metadata)?;
+    Ok(Outcome::Applied)
+}
+
+fn erase(transaction: &Transaction<'_>, id: &str, at_ms: i64) -> Result<Outcome, StoreError> {
+    let Some(seq) = listed(transaction, id)? else { return Ok(Outcome::Missing) };
+    transaction.prepare_cached("DELETE FROM content WHERE completion = ?1")?.execute([seq])?;
+    transaction.prepare_cached("DELETE FROM metadata WHERE completion = ?1")?.execute([seq])?;
+    transaction
+        .prepare_cached(
+            "UPDATE completions SET stored = 0, user = NULL, erased_ms = ?2, options = json_remove(options, '$.stop')
+             WHERE seq = ?1",
+        )?
+        .execute([seq, at_ms])?;
+    Ok(Outcome::Applied)
+}
+
+fn listed(transaction: &Transaction<'_>, id: &str) -> Result<Option<i64>, StoreError> {
+    let seq = transaction
+        .prepare_cached("SELECT seq FROM completions WHERE id = ?1 AND stored = 1")?
+        .query_row([id], |row| row.get(0))
+        .optional()?;
+    Ok(seq)
+}
+
+fn json(value: &impl Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()).into())
+}
