@@ -1,12 +1,28 @@
 //! Which adapters exist, and their weights in memory.
 
+mod catalog;
+pub mod check;
+mod faults;
+pub mod folder;
+pub mod peft;
+mod residency;
+mod shelf;
+pub mod source;
+mod vault;
+
 use std::{path::PathBuf, sync::Arc};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::LoraAdapter,
-    terms::{AdapterName, AdapterVersion, SamplingLayer, TemplateSource},
+    config::AdapterConfig,
+    model::{LoraAdapter, ModelShape},
+    terms::{AdapterName, AdapterVersion, Digest, SamplingLayer, TemplateSource},
+};
+
+pub use self::{
+    residency::ResidencySnapshot,
+    shelf::{AdapterStore, Opened},
 };
 
 /// Keeps one version of an adapter in memory, even if it is evicted or replaced meanwhile. After a lease nobody looks
@@ -34,6 +50,41 @@ pub struct AdapterCard {
     pub template: Option<TemplateSource>,
     pub sampling: SamplingLayer,
     pub description: Option<String>,
+    /// Answers that this version is known to give.
+    pub golden: Vec<GoldenAnswer>,
+    /// What an operator should know about how it was read, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// A prompt and what the adapter answers to it, from `adapter.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoldenAnswer {
+    pub prompt: String,
+    pub answer: String,
+}
+
+/// What an adapter may be at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterLimits {
+    pub max_rank: usize,
+    /// Largest `adapter_model.safetensors`, in bytes.
+    pub max_file_bytes: u64,
+}
+
+impl From<&AdapterConfig> for AdapterLimits {
+    fn from(config: &AdapterConfig) -> Self {
+        Self { max_rank: config.max_lora_rank, max_file_bytes: config.max_file_bytes }
+    }
+}
+
+/// The base that adapters are checked against.
+#[derive(Clone, Debug)]
+pub struct BaseIdentity {
+    pub shape: ModelShape,
+    pub digest: Digest,
+    /// The name that requests use for it, so that no adapter takes it.
+    pub name: String,
 }
 
 /// One name in the list of adapters.
@@ -62,7 +113,7 @@ pub enum Residency {
 /// Why an adapter cannot serve.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AdapterError {
-    #[error("there is no adapter '{name}'")]
+    #[error("there is no adapter '{name}'{}", .nearest.as_ref().map_or_else(String::new, |n| format!("; the nearest is '{n}'")))]
     Unknown { name: String, nearest: Option<String> },
     #[error("adapter '{name}' has no version {prefix}")]
     UnknownVersion { name: AdapterName, prefix: String },
@@ -72,6 +123,8 @@ pub enum AdapterError {
     Refused { name: String, refusals: Arc<Vec<Refusal>> },
     #[error("adapter '{name}' needs {needed} bytes; {limit} are allowed for adapters and what is there is in use")]
     NoRoom { name: AdapterName, needed: u64, limit: u64, retry_after_ms: u64 },
+    #[error("adapter '{name}' cannot be loaded now: {reason}")]
+    Busy { name: AdapterName, reason: String, retry_after_ms: u64 },
     #[error("adapter '{name}' could not be read: {reason}")]
     Unreadable { name: String, reason: String },
 }
@@ -128,6 +181,35 @@ pub enum RefusalCode {
     NotFinite,
     /// A pattern that cannot be read as PEFT would.
     Pattern,
+    /// A target or layer that the base does not have, or that nothing in the base fits.
+    UnknownTarget,
+    /// The folder's name is no adapter name, or is taken.
+    Name,
+}
+
+impl RefusalCode {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MissingFile => "missing_file",
+            Self::TooLarge => "too_large",
+            Self::UnsafeFormat => "unsafe_format",
+            Self::MalformedConfig => "malformed_config",
+            Self::MalformedWeights => "malformed_weights",
+            Self::NotLora => "not_lora",
+            Self::UnknownKey => "unknown_key",
+            Self::Unsupported => "unsupported",
+            Self::BaseChanging => "base_changing",
+            Self::Rank => "rank",
+            Self::Shape => "shape",
+            Self::Dtype => "dtype",
+            Self::MissingTensor => "missing_tensor",
+            Self::UnknownTensor => "unknown_tensor",
+            Self::NotFinite => "not_finite",
+            Self::Pattern => "pattern",
+            Self::UnknownTarget => "unknown_target",
+            Self::Name => "name",
+        }
+    }
 }
 
 /// Where adapters come from.

@@ -12,6 +12,7 @@ pub use lora::{LoraAdapter, Matrix, PackError, Packer, Projection, Site, SiteDel
 pub use shape::{Family, ModelShape, Rope};
 pub use step::{Adjustments, RowAnswer, RowAsk, SampleAsk, SeenToken, StepOutput, Want};
 
+pub use crate::kernels::priority::lower_thread_priority;
 use crate::terms::{Digest, SamplingLayer};
 
 /// A decoder with its weights, its KV storage and its scratch memory. One thread owns it.

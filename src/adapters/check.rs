@@ -1,0 +1,116 @@
+//! The dry run: the plan that would be applied to a base of a given shape, or every reason for refusal. Needs no server
+//! and no base weights.
+
+use std::{fmt, path::Path};
+
+use serde::Serialize;
+
+use super::{AdapterCard, AdapterLimits, Refusal, folder::AdapterFiles, peft};
+use crate::{
+    model::{ModelShape, Site},
+    terms::AdapterVersion,
+};
+
+/// What an adapter changes, site by site.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AdapterPlan {
+    pub version: AdapterVersion,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<String>,
+    /// Bytes of the weights' file.
+    pub file_bytes: u64,
+    pub sites: Vec<PlannedSite>,
+    /// What a person should know, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// One site: `y = base(x) + scale · B(A x)` with A `[rank, inputs]` and B `[outputs, rank]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedSite {
+    pub module: String,
+    pub rank: usize,
+    pub alpha: f64,
+    pub scale: f32,
+    pub inputs: usize,
+    pub outputs: usize,
+    /// Of A, as it stands in the file.
+    pub dtype: &'static str,
+}
+
+impl PlannedSite {
+    pub(super) fn new(site: Site, shape: [usize; 3], alpha: f64, scale: f32, dtype: &'static str) -> Self {
+        let [outputs, rank, inputs] = shape;
+        Self { module: site.to_string(), rank, alpha, scale, inputs, outputs, dtype }
+    }
+
+    /// The last part of the path: `q_proj`.
+    pub(super) fn short_name(&self) -> &str {
+        self.module.rsplit('.').next().unwrap_or(&self.module)
+    }
+}
+
+impl AdapterPlan {
+    pub(super) fn new(version: AdapterVersion, card: &AdapterCard, sites: Vec<PlannedSite>) -> Self {
+        Self {
+            version,
+            description: card.description.clone(),
+            trained_on: card.trained_on.clone(),
+            file_bytes: card.file_bytes,
+            sites,
+            notes: card.notes.clone(),
+        }
+    }
+}
+
+impl fmt::Display for AdapterPlan {
+    /// A table, one row for each site.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "version  {}", self.version.short())?;
+        if let Some(description) = &self.description {
+            writeln!(f, "about    {description}")?;
+        }
+        if let Some(trained_on) = &self.trained_on {
+            writeln!(f, "base     {trained_on} (as the file says)")?;
+        }
+        writeln!(f, "weights  {} bytes, {} sites\n", self.file_bytes, self.sites.len())?;
+        let header = ["module", "rank", "alpha", "scale", "A", "B", "dtype"].map(str::to_owned);
+        let rows: Vec<[String; 7]> = std::iter::once(header)
+            .chain(self.sites.iter().map(|site| {
+                [
+                    site.module.clone(),
+                    site.rank.to_string(),
+                    site.alpha.to_string(),
+                    site.scale.to_string(),
+                    format!("{}×{}", site.rank, site.inputs),
+                    format!("{}×{}", site.outputs, site.rank),
+                    site.dtype.to_owned(),
+                ]
+            }))
+            .collect();
+        let mut widths = [0usize; 7];
+        for row in &rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        for row in &rows {
+            let mut line = format!("{:<width$}", row[0], width = widths[0]);
+            for (cell, width) in row.iter().zip(widths).skip(1) {
+                line.push_str(&format!("  {cell:>width$}"));
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        self.notes.iter().try_for_each(|note| writeln!(f, "\nnote: {note}"))
+    }
+}
+
+/// Checks one folder against a base's shape.
+///
+/// # Errors
+/// Every fault that was found.
+pub fn check_folder(path: &Path, shape: &ModelShape, limits: AdapterLimits) -> Result<AdapterPlan, Vec<Refusal>> {
+    let files = AdapterFiles::read(path, path, limits.max_file_bytes)?;
+    peft::read(&files, shape, limits, None).map(|adapter| adapter.plan)
+}

@@ -1,0 +1,474 @@
+//! Which versions' weights are in memory. Bytes are reserved before anything is read, requests that miss together share
+//! one load, and what is leased stays until the last lease drops, evicted or not.
+//!
+//! The book is the truth: every adapter alive, by version, and their bytes until the last of them is really freed. The
+//! cache beside it only holds strong references to those that nobody pinned.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::Instant,
+};
+
+use moka::{policy::EvictionPolicy, sync::Cache};
+use tokio::sync::watch;
+
+use super::{AdapterCard, AdapterError, Residency};
+use crate::{
+    metrics::Metrics,
+    model::{LoraAdapter, lora::RetiredAdapter},
+    terms::{AdapterName, AdapterVersion},
+};
+
+/// What one version needs while it is used.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    pub weights: Arc<LoraAdapter>,
+    pub card: Arc<AdapterCard>,
+}
+
+/// How much may be in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct ResidencyLimits {
+    /// Bytes of packed weights, leased and unfreed ones included.
+    pub max_bytes: u64,
+    /// Versions, where a count is wanted beside the bytes.
+    pub max_count: Option<usize>,
+}
+
+/// Reads and packs one version. It calls [`Reservation::resize`] with the bytes that packing will take before it packs.
+/// Runs on a loading thread.
+pub type Load = dyn Fn(&AdapterName, AdapterVersion, &mut Reservation<'_>) -> Result<(LoraAdapter, Arc<AdapterCard>), AdapterError>
+    + Send
+    + Sync;
+
+/// The weights in memory, and the threads that load and free them.
+pub struct ResidentSet {
+    shared: Arc<Shared>,
+    jobs: mpsc::SyncSender<LoadJob>,
+}
+
+/// Versions that may wait for a loading thread at the same time.
+const MAX_WAITING: usize = 1024;
+/// When to come back if everything in memory is in use: about as long as a short answer takes.
+const RETRY_AFTER_MS: u64 = 1000;
+
+struct Shared {
+    cache: Cache<AdapterVersion, Arc<Held>>,
+    limits: ResidencyLimits,
+    book: Mutex<Book>,
+    /// Rung whenever bytes were freed.
+    freed: Condvar,
+    /// Counts uses, so that of two adapters the one used longer ago is known.
+    clock: AtomicU64,
+    graveyard: Mutex<mpsc::Sender<RetiredAdapter>>,
+    metrics: Arc<Metrics>,
+    load: Box<Load>,
+}
+
+#[derive(Default)]
+struct Book {
+    /// Versions in memory; dead references are those on their way to the graveyard.
+    live: HashMap<AdapterVersion, Resident>,
+    /// Bytes of all of them, of those being freed, and reserved by loads.
+    bytes: u64,
+    /// Their number, likewise.
+    count: usize,
+    /// The number reserved by loads.
+    reserved: usize,
+    loading: HashMap<AdapterVersion, watch::Receiver<Outcome>>,
+    pinned: HashMap<AdapterVersion, Ready>,
+}
+
+struct Resident {
+    weights: Weak<LoraAdapter>,
+    card: Arc<AdapterCard>,
+    bytes: u64,
+}
+
+/// `None` while loading.
+type Outcome = Option<Result<Ready, AdapterError>>;
+
+/// What the cache holds. The weights are taken out when the entry is evicted, because the cache may keep the entry
+/// itself for a while.
+struct Held {
+    ready: Mutex<Option<Ready>>,
+    last_used: AtomicU64,
+}
+
+struct LoadJob {
+    name: AdapterName,
+    version: AdapterVersion,
+    /// A first guess at the bytes, until the files are read.
+    bytes: u64,
+    done: watch::Sender<Outcome>,
+}
+
+/// What is in memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResidencySnapshot {
+    /// With their bytes, in order of version.
+    pub versions: Vec<(AdapterVersion, u64)>,
+    /// All bytes held or reserved.
+    pub bytes: u64,
+}
+
+impl ResidentSet {
+    /// Starts `loaders` loading threads (at least one) and the one that frees. All end when the set and every adapter
+    /// are gone.
+    pub fn start(
+        limits: ResidencyLimits,
+        loaders: usize,
+        metrics: Arc<Metrics>,
+        load: Box<Load>,
+    ) -> std::io::Result<Self> {
+        let (graveyard, retired) = mpsc::channel();
+        let cache = Cache::builder()
+            .eviction_policy(EvictionPolicy::lru())
+            .max_capacity(limits.max_bytes.div_ceil(1024))
+            .weigher(|_, held: &Arc<Held>| {
+                // Rounded down, so that what fits the book also fits here and the book alone decides.
+                let bytes = held.lock().as_ref().map_or(0, |ready| ready.weights.bytes());
+                u32::try_from(bytes / 1024).unwrap_or(u32::MAX)
+            })
+            .eviction_listener(|_, held: Arc<Held>, _| drop(held.lock().take()))
+            .build();
+        let shared = Arc::new(Shared {
+            cache,
+            limits,
+            book: Mutex::default(),
+            freed: Condvar::new(),
+            clock: AtomicU64::new(0),
+            graveyard: Mutex::new(graveyard),
+            metrics,
+            load,
+        });
+        let (jobs, waiting) = mpsc::sync_channel::<LoadJob>(MAX_WAITING);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for index in 0..loaders.max(1) {
+            let (shared, waiting) = (Arc::clone(&shared), Arc::clone(&waiting));
+            std::thread::Builder::new().name(format!("adapter-load-{index}")).spawn(move || {
+                crate::model::lower_thread_priority();
+                loop {
+                    let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(job) = job else { return };
+                    shared.run(job);
+                }
+            })?;
+        }
+        let weak = Arc::downgrade(&shared);
+        std::thread::Builder::new().name("adapter-free".to_owned()).spawn(move || {
+            crate::model::lower_thread_priority();
+            for adapter in retired {
+                let (version, bytes) = (adapter.version, adapter.bytes);
+                drop(adapter);
+                if let Some(shared) = weak.upgrade() {
+                    shared.buried(version, bytes);
+                }
+            }
+        })?;
+        Ok(Self { shared, jobs })
+    }
+
+    /// The weights, from memory or loaded. `bytes` is a first guess at what they take.
+    ///
+    /// # Errors
+    /// What loading met, or that there is no room.
+    pub async fn get(&self, name: &AdapterName, version: AdapterVersion, bytes: u64) -> Result<Ready, AdapterError> {
+        if let Some(ready) = self.shared.cached(version) {
+            return Ok(ready);
+        }
+        let mut outcome = match self.join_or_start(name, version, bytes)? {
+            Joined::Ready(ready) => return Ok(ready),
+            Joined::Loading(outcome) => outcome,
+        };
+        let lost = || AdapterError::Unreadable { name: name.to_string(), reason: "the load was given up".to_owned() };
+        let done = outcome.wait_for(Option::is_some).await.map_err(|_| lost())?;
+        done.clone().unwrap_or_else(|| Err(lost()))
+    }
+
+    fn join_or_start(&self, name: &AdapterName, version: AdapterVersion, bytes: u64) -> Result<Joined, AdapterError> {
+        let mut book = self.shared.book();
+        if let Some(ready) = book.ready(version) {
+            if !book.pinned.contains_key(&version) {
+                drop(book);
+                self.shared.hold(version, &ready);
+            }
+            return Ok(Joined::Ready(ready));
+        }
+        if let Some(outcome) = book.loading.get(&version) {
+            return Ok(Joined::Loading(outcome.clone()));
+        }
+        let (done, outcome) = watch::channel(None);
+        let job = LoadJob { name: name.clone(), version, bytes, done };
+        self.jobs.try_send(job).map_err(|_| AdapterError::Busy {
+            name: name.clone(),
+            reason: format!("{MAX_WAITING} others are waiting to be loaded"),
+            retry_after_ms: RETRY_AFTER_MS,
+        })?;
+        book.loading.insert(version, outcome.clone());
+        Ok(Joined::Loading(outcome))
+    }
+
+    /// Loads a version and keeps it, whatever else is asked for.
+    pub async fn pin(&self, name: &AdapterName, version: AdapterVersion, bytes: u64) -> Result<(), AdapterError> {
+        let ready = self.get(name, version, bytes).await?;
+        self.shared.book().pinned.insert(version, ready);
+        self.shared.cache.invalidate(&version);
+        Ok(())
+    }
+
+    /// Lets a pinned version be evicted again.
+    pub fn unpin(&self, version: AdapterVersion) {
+        let ready = self.shared.book().pinned.remove(&version);
+        if let Some(ready) = ready {
+            self.shared.hold(version, &ready);
+        }
+    }
+
+    pub fn state(&self, version: AdapterVersion) -> Residency {
+        let book = self.shared.book();
+        match (book.ready(version), book.loading.contains_key(&version)) {
+            (Some(_), _) => Residency::Resident,
+            (None, true) => Residency::Loading,
+            (None, false) => Residency::Cold,
+        }
+    }
+
+    pub fn snapshot(&self) -> ResidencySnapshot {
+        let book = self.shared.book();
+        let alive = book.live.iter().filter(|(_, resident)| resident.weights.strong_count() > 0);
+        let mut versions: Vec<_> = alive.map(|(version, resident)| (*version, resident.bytes)).collect();
+        versions.sort_unstable();
+        ResidencySnapshot { versions, bytes: book.bytes }
+    }
+}
+
+enum Joined {
+    Ready(Ready),
+    Loading(watch::Receiver<Outcome>),
+}
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, Option<Ready>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes and last use, if only the cache has the weights.
+    fn idle(&self) -> Option<Idle> {
+        let held = self.lock();
+        let weights = &held.as_ref()?.weights;
+        let last_used = self.last_used.load(Ordering::Relaxed);
+        (Arc::strong_count(weights) == 1).then(|| Idle { bytes: weights.bytes(), last_used })
+    }
+}
+
+struct Idle {
+    bytes: u64,
+    last_used: u64,
+}
+
+impl Book {
+    fn ready(&self, version: AdapterVersion) -> Option<Ready> {
+        let resident = self.live.get(&version)?;
+        Some(Ready { weights: resident.weights.upgrade()?, card: Arc::clone(&resident.card) })
+    }
+
+    /// Adapters that nobody holds any more and whose memory is not freed yet.
+    fn leaving(&self) -> usize {
+        let alive = self.live.values().filter(|resident| resident.weights.strong_count() > 0).count();
+        self.count.saturating_sub(alive + self.reserved)
+    }
+}
+
+impl Shared {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cached(&self, version: AdapterVersion) -> Option<Ready> {
+        let held = self.cache.get(&version)?;
+        held.last_used.store(self.tick(), Ordering::Relaxed);
+        held.lock().clone()
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Puts the weights where they stay until they are evicted.
+    fn hold(&self, version: AdapterVersion, ready: &Ready) {
+        let held = Held { ready: Mutex::new(Some(ready.clone())), last_used: AtomicU64::new(self.tick()) };
+        self.cache.insert(version, Arc::new(held));
+    }
+
+    /// One load, from reservation to the answer for all who wait.
+    fn run(&self, job: LoadJob) {
+        let started = Instant::now();
+        let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.load(&job)));
+        let result = loaded.unwrap_or_else(|_| {
+            let reason = "reading it failed in an unforeseen way; the log has more".to_owned();
+            Err(AdapterError::Unreadable { name: job.name.to_string(), reason })
+        });
+        let outcome = match &result {
+            Ok(_) => "loaded",
+            Err(AdapterError::Refused { .. }) => "refused",
+            Err(AdapterError::NoRoom { .. } | AdapterError::Busy { .. }) => "no_room",
+            Err(
+                AdapterError::Unreadable { .. }
+                | AdapterError::Unknown { .. }
+                | AdapterError::UnknownVersion { .. }
+                | AdapterError::AmbiguousVersion { .. },
+            ) => "failed",
+        };
+        self.metrics.adapter_loads.with_label_values(&[outcome]).inc();
+        if let Ok(ready) = &result {
+            self.metrics.adapter_load_seconds.observe(started.elapsed().as_secs_f64());
+            self.hold(job.version, ready);
+        }
+        self.book().loading.remove(&job.version);
+        // Those who asked may all have left; the weights stay for the next one.
+        let _ = job.done.send(Some(result));
+    }
+
+    fn load(&self, job: &LoadJob) -> Result<Ready, AdapterError> {
+        let mut reservation = Reservation { shared: self, name: &job.name, bytes: 0, settled: false };
+        reservation.open(job.bytes)?;
+        let (weights, card) = (self.load)(&job.name, job.version, &mut reservation)?;
+        let bytes = weights.bytes();
+        reservation.resize(bytes)?;
+        let graveyard = self.graveyard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let weights = Arc::new(weights.retiring_to(graveyard));
+        let resident = Resident { weights: Arc::downgrade(&weights), card: Arc::clone(&card), bytes };
+        reservation.settle(job.version, resident);
+        Ok(Ready { weights, card })
+    }
+
+    /// Counts down what the graveyard has freed.
+    fn buried(&self, version: AdapterVersion, bytes: u64) {
+        let mut book = self.book();
+        book.bytes = book.bytes.saturating_sub(bytes);
+        book.count = book.count.saturating_sub(1);
+        // The same version may have been loaded anew meanwhile.
+        if book.live.get(&version).is_some_and(|resident| resident.weights.strong_count() == 0) {
+            book.live.remove(&version);
+        }
+        self.show(&book);
+        drop(book);
+        self.freed.notify_all();
+    }
+
+    fn show(&self, book: &Book) {
+        self.metrics
+            .adapters_resident
+            .set(i64::try_from(book.count - book.reserved.min(book.count)).unwrap_or(i64::MAX));
+        self.metrics.adapter_bytes.set(i64::try_from(book.bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Makes room for `more` bytes (`needed` in all for this adapter) and `count` more adapters: evicts those used
+    /// longest ago that nobody leases, and waits for memory that is being freed. Returns with both already counted.
+    fn make_room(&self, name: &AdapterName, needed: u64, more: u64, count: usize) -> Result<(), AdapterError> {
+        let limit = self.limits.max_bytes;
+        let no_room = || AdapterError::NoRoom { name: name.clone(), needed, limit, retry_after_ms: RETRY_AFTER_MS };
+        if needed > limit {
+            return Err(no_room());
+        }
+        let most = self.limits.max_count.unwrap_or(usize::MAX);
+        let mut book = self.book();
+        loop {
+            let fits = |book: &Book, idle_bytes: u64, idle_count: usize| {
+                let bytes_fit = (book.bytes - idle_bytes.min(book.bytes)).saturating_add(more) <= limit;
+                (bytes_fit, book.count.saturating_sub(idle_count) + count <= most)
+            };
+            if fits(&book, 0, 0) == (true, true) {
+                book.bytes += more;
+                book.count += count;
+                book.reserved += count;
+                self.show(&book);
+                return Ok(());
+            }
+            if book.leaving() > 0 {
+                book = self.freed.wait(book).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let idle: Vec<_> = self.cache.iter().filter_map(|(version, held)| Some((*version, held.idle()?))).collect();
+            let idle_bytes = idle.iter().map(|(_, idle)| idle.bytes).sum();
+            // Nobody is evicted for what would not fit even then.
+            match fits(&book, idle_bytes, idle.len()) {
+                (true, true) => {}
+                (false, _) => return Err(no_room()),
+                (true, false) => {
+                    return Err(AdapterError::Busy {
+                        name: name.clone(),
+                        reason: format!("{most} adapters may be in memory and all of them are in use"),
+                        retry_after_ms: RETRY_AFTER_MS,
+                    });
+                }
+            }
+            if let Some((version, _)) = idle.iter().min_by_key(|(_, idle)| idle.last_used) {
+                self.cache.invalidate(version);
+            }
+        }
+    }
+}
+
+/// Bytes and a place kept for one load. Given back on drop, unless the adapter came to be.
+pub struct Reservation<'a> {
+    shared: &'a Shared,
+    name: &'a AdapterName,
+    bytes: u64,
+    settled: bool,
+}
+
+impl Reservation<'_> {
+    fn open(&mut self, bytes: u64) -> Result<(), AdapterError> {
+        self.shared.make_room(self.name, bytes, bytes, 1)?;
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Makes the reservation as large as what is needed turned out to be.
+    ///
+    /// # Errors
+    /// [`AdapterError::NoRoom`] if there is none for more.
+    pub fn resize(&mut self, bytes: u64) -> Result<(), AdapterError> {
+        match bytes.checked_sub(self.bytes) {
+            Some(0) => {}
+            Some(more) => self.shared.make_room(self.name, bytes, more, 0)?,
+            None => {
+                let mut book = self.shared.book();
+                book.bytes -= self.bytes - bytes;
+                self.shared.show(&book);
+            }
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    fn settle(mut self, version: AdapterVersion, resident: Resident) {
+        self.settled = true;
+        let mut book = self.shared.book();
+        book.reserved -= 1;
+        book.live.insert(version, resident);
+        self.shared.show(&book);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let mut book = self.shared.book();
+        book.bytes -= self.bytes;
+        book.count -= 1;
+        book.reserved -= 1;
+        self.shared.show(&book);
+        drop(book);
+        self.shared.freed.notify_all();
+    }
+}
