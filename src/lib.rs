@@ -4,7 +4,7 @@
 //! The rooms, in reading order; each may import those after it in its line, and the ground.
 //!
 //! - ground: [`terms`] (shared words), [`config`] (every setting), [`metrics`] (every collector)
-//! - [`cli`] (commands) → [`http`] (wire types, handlers) → [`gateway`] (one request, question to recorded answer) →
+//! - [`cli`] (commands) → [`http`] (wire types, handlers) → [`eval`] (suites, scorers, comparisons) → [`gateway`] (one request, question to recorded answer) →
 //!   [`engine`] (continuous batching), [`adapters`] (names, versions, weights), [`text`] (words and tokens),
 //!   [`journal`] (the record)
 //! - [`engine`] → [`model`] (rows in, scores out) → [`kernels`] (slices in, slices out)
@@ -14,6 +14,7 @@ pub mod adapters;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod eval;
 pub mod gateway;
 pub mod http;
 pub mod journal;

@@ -2,7 +2,6 @@
 
 mod client;
 mod report;
-mod server;
 
 use std::{
     path::PathBuf,
@@ -16,6 +15,8 @@ use std::{
 
 use client::{Target, Timed};
 use report::Report;
+
+use super::started::Started;
 
 /// Measure a server with streamed completions of fixed length
 #[derive(Debug, clap::Args)]
@@ -68,8 +69,8 @@ pub struct BenchArgs {
 
 /// Runs the measurement and prints it. An error is one line for a person.
 pub fn run(args: BenchArgs) -> Result<(), String> {
-    let started = args.start.as_deref().map(|model| server::Started::spawn(model, &args.serve)).transpose()?;
-    let url = started.as_ref().map_or(&args.url, |server| server.url());
+    let started = args.start.as_deref().map(|model| Started::spawn(model, &args.serve)).transpose()?;
+    let url = started.as_ref().map_or(args.url.as_str(), Started::url);
     let target = Target {
         url: url.trim_end_matches('/').to_owned(),
         api_key: args.api_key.clone(),

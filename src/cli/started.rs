@@ -1,4 +1,4 @@
-//! A server of the bench's own: on a free port, with a data directory that goes with it.
+//! A server of a command's own: on a free port, with a data directory that goes with it.
 
 use std::{
     net::TcpListener,
@@ -25,7 +25,7 @@ impl Started {
             .map_err(|error| format!("no free port: {error}"))?
             .port();
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
-        let data_dir = std::env::temp_dir().join(format!("tunegate-bench-{}", std::process::id()));
+        let data_dir = std::env::temp_dir().join(format!("tunegate-started-{}", std::process::id()));
         let child = Command::new(program)
             .arg("serve")
             .arg(model)
@@ -41,7 +41,7 @@ impl Started {
         Ok(started)
     }
 
-    pub fn url(&self) -> &String {
+    pub fn url(&self) -> &str {
         &self.url
     }
 
