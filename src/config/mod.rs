@@ -19,8 +19,8 @@ pub struct EngineConfig {
     pub max_loras: usize,
     /// Prompt and answer together, in tokens.
     pub max_model_len: usize,
-    /// How long one step may take while answers are running; longer prompts are then read in smaller chunks. Zero sets no
-    /// limit.
+    /// How long one step may take while answers are running; longer prompts are then read in smaller chunks. Where answers
+    /// alone take longer, prompts may double it. Zero sets no limit.
     pub step_target: Duration,
     /// No step for this long while work is running means that the engine is stalled.
     pub stall: Duration,

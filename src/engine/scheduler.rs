@@ -17,8 +17,10 @@ use crate::{
 pub struct Step {
     pub batch: Batch,
     turns: Vec<Turn>,
-    /// Rows of sequences that had more than one row to compute, in a step where others had one.
-    riding_rows: usize,
+    /// How many of the rows are prompt chunks.
+    prompt_rows: usize,
+    /// Whether answers are waiting for this step too.
+    mixed: bool,
 }
 
 /// One sequence's part in a step.
@@ -36,7 +38,9 @@ pub struct Scheduler {
     max_loras: usize,
     vocab: usize,
     pool: BlockPool,
-    chunk: ChunkLimit,
+    /// Prompt rows beside running answers, and in a step of their own.
+    beside: ChunkLimit,
+    alone: ChunkLimit,
     /// By priority (highest first), then by ticket.
     running: Vec<Sequence>,
     normal: Queue,
@@ -64,7 +68,9 @@ impl Scheduler {
             max_loras: config.max_loras.max(1),
             vocab,
             pool: BlockPool::new(kv),
-            chunk: ChunkLimit::new(config.step_target, max_rows),
+            beside: ChunkLimit::new(config.step_target, max_rows),
+            // Nobody is waiting for a next token then, but somebody new may want to join, and a step cannot be left.
+            alone: ChunkLimit::new(config.step_target * 8, max_rows),
             running: Vec::new(),
             normal: Queue::default(),
             background: Queue::default(),
@@ -241,10 +247,10 @@ impl Scheduler {
         let runs = |(_, sequence): &(usize, &Sequence)| Some(sequence.priority) == priority;
         let pending = self.running.iter().enumerate().filter(runs).map(|(index, sequence)| (index, sequence.pending()));
         let (single, prompts): (Vec<_>, Vec<_>) = pending.partition(|&(_, pending)| pending == 1);
-        let left = self.max_rows - single.len();
-        let left = if single.is_empty() { left } else { left.min(self.chunk.rows()) };
-        let prompts = share(left, prompts);
-        step.riding_rows = if single.is_empty() { 0 } else { prompts.iter().map(|&(_, rows)| rows).sum() };
+        step.mixed = !single.is_empty();
+        let limit = if step.mixed { self.beside.rows() } else { self.alone.rows() };
+        let prompts = share(limit.min(self.max_rows - single.len()), prompts);
+        step.prompt_rows = prompts.iter().map(|&(_, rows)| rows).sum();
         step.turns.extend(single.into_iter().chain(prompts).map(|(index, rows)| Turn { index, rows, asks: 0 }));
         // Rows of one adapter stand together, so that a decoder can gather them as one run.
         step.turns.sort_by_key(|turn| (self.running[turn.index].version(), turn.index));
@@ -269,7 +275,8 @@ impl Scheduler {
     /// Takes in a step's answers, which lasted `took`; returns how many sequences ended with it. `output` has one answer
     /// for each of the batch's asks.
     pub fn advance(&mut self, step: &Step, output: &mut StepOutput, took: Duration) -> usize {
-        self.chunk.learn(step.riding_rows, took);
+        let limit = if step.mixed { &mut self.beside } else { &mut self.alone };
+        limit.learn(step.prompt_rows, took);
         let now = Instant::now();
         let mut answers = output.answers.drain(..);
         let mut ended = Vec::new();
@@ -346,3 +353,6 @@ fn share(left: usize, mut prompts: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
     prompts.retain(|&(_, rows)| rows > 0);
     prompts
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,6 +78,11 @@ impl Sequence {
         self.adapter.as_ref().map(|adapter| adapter.version())
     }
 
+    #[cfg(test)]
+    pub fn first_token(&self) -> u32 {
+        self.tokens[0]
+    }
+
     /// Positions that can be computed now: everything but the token that is drawn next, or that nothing follows.
     pub fn known(&self) -> usize {
         match &self.task {

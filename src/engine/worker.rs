@@ -71,10 +71,7 @@ impl Worker {
     /// The life of the engine thread. It ends when every handle is gone and all work is done, when it is told to stop, or
     /// when the decoder keeps failing.
     pub fn run(mut self) {
-        while self.take_jobs() || self.scheduler.has_work() {
-            if self.pulse.is_stopping() {
-                return;
-            }
+        while !self.pulse.is_stopping() && (self.take_jobs() || self.scheduler.has_work()) {
             let left = self.scheduler.drop_abandoned();
             let planned = self.scheduler.plan(&mut self.step);
             self.show();

@@ -1,0 +1,451 @@
+use std::{collections::HashSet, sync::Arc};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    engine::{CancelFlag, Event, EventReceiver, Generate, Job, KvSalt, Work, event_channel, pulse::Pulse},
+    model::{Family, LoraAdapter, ModelShape, Rope, RowAnswer, Want},
+    terms::{Digest, Sampling, TokenScore},
+};
+
+const VOCAB: usize = 32;
+
+fn config(max_num_seqs: usize, max_num_batched_tokens: usize) -> EngineConfig {
+    EngineConfig { max_num_seqs, max_num_batched_tokens, step_target: Duration::ZERO, ..Default::default() }
+}
+
+/// A scheduler whose decoder always answers with the token 1.
+struct Bench {
+    scheduler: Scheduler,
+    step: Step,
+    kv: KvShape,
+    pulse: Arc<Pulse>,
+    max_loras: usize,
+}
+
+/// What one planned step holds: (first token of the prompt, rows) in order of rows.
+type Rows = Vec<(u32, usize)>;
+
+struct Asked {
+    events: EventReceiver,
+    cancel: CancelFlag,
+    wanted: usize,
+}
+
+impl Bench {
+    fn new(config: &EngineConfig, blocks: usize) -> Self {
+        let kv = KvShape { block_tokens: 4, blocks, block_bytes: 1 };
+        Self {
+            scheduler: Scheduler::new(config, kv, VOCAB),
+            step: Step::default(),
+            kv,
+            pulse: Arc::new(Pulse::new(Duration::ZERO, blocks, 10_000, places(config))),
+            max_loras: config.max_loras,
+        }
+    }
+
+    /// A prompt of `len` tokens that are all `token`, answered by `wanted` tokens.
+    fn push(&mut self, token: u32, len: usize, wanted: usize) -> Asked {
+        self.push_as(token, len, generate(wanted), |_| {})
+    }
+
+    fn push_as(&mut self, token: u32, len: usize, work: Work, change: impl FnOnce(&mut Job)) -> Asked {
+        let wanted = match &work {
+            Work::Generate(generate) => generate.max_tokens,
+            Work::Score { .. } => len - 1,
+            Work::Embed => 0,
+        };
+        let (events, receiver) = event_channel(&work, len);
+        let cancel = CancelFlag::default();
+        let mut job = Job {
+            work,
+            tokens: vec![token; len].into(),
+            adapter: None,
+            salt: KvSalt::default(),
+            tenant: 0,
+            priority: Priority::Normal,
+            cancel: cancel.clone(),
+            events,
+        };
+        change(&mut job);
+        self.scheduler.push(Sequence::new(job, self.pulse.seat().expect("a long queue")));
+        Asked { events: receiver, cancel, wanted }
+    }
+
+    /// Plans a step and checks everything that must hold of every step.
+    fn plan(&mut self) -> bool {
+        let planned = self.scheduler.plan(&mut self.step);
+        let Scheduler { running, pool, places, max_rows, .. } = &self.scheduler;
+        assert!(running.len() <= *places);
+        let held: Vec<u32> = running.iter().flat_map(|sequence| sequence.blocks.iter().copied()).collect();
+        assert_eq!(held.iter().collect::<HashSet<_>>().len(), held.len(), "two sequences hold one block");
+        assert_eq!(held.len(), pool.used(), "a block is held by nobody");
+        assert_eq!(planned, self.scheduler.has_work(), "where there is work, somebody can go on");
+        let (batch, turns) = (&self.step.batch, &self.step.turns);
+        assert_eq!(batch.check(&shape(), self.kv), Ok(()));
+        assert!(batch.rows() <= *max_rows);
+        assert!(batch.adapters.len() <= self.max_loras);
+        let in_step: HashSet<usize> = turns.iter().map(|turn| turn.index).collect();
+        let first = running.first().map(|sequence| sequence.priority);
+        for (index, sequence) in running.iter().enumerate() {
+            let runs = in_step.contains(&index);
+            assert!(!runs || Some(sequence.priority) == first, "priorities do not share a step");
+            assert!(runs || sequence.pending() > 1 || Some(sequence.priority) != first, "an answer was held up");
+        }
+        for (turn, rows) in turns.iter().zip(&batch.sequences) {
+            let version = running[turn.index].version();
+            let listed = batch.adapters.iter().find(|adapter| adapter.rows.contains(&rows.first_row));
+            assert_eq!(listed.map(|adapter| adapter.weights.version()), version, "rows run under another adapter");
+        }
+        planned
+    }
+
+    fn rows(&self) -> Rows {
+        let turns = self.step.turns.iter();
+        turns.map(|turn| (self.scheduler.running[turn.index].first_token(), turn.rows)).collect()
+    }
+
+    /// Plans a step, answers it, and tells what it held; `None` when there is nothing to do.
+    fn step(&mut self) -> Option<Rows> {
+        self.scheduler.drop_abandoned();
+        if !self.plan() {
+            return None;
+        }
+        let rows = self.rows();
+        let mut output = StepOutput { answers: self.step.batch.asks.iter().map(|ask| answer(&ask.want)).collect() };
+        self.scheduler.advance(&self.step, &mut output, Duration::ZERO);
+        Some(rows)
+    }
+
+    /// Steps until nothing is left to do.
+    fn finish(&mut self, at_most: usize) -> Vec<Rows> {
+        let steps: Vec<Rows> = (0..at_most).map_while(|_| self.step()).collect();
+        assert!(!self.scheduler.has_work(), "not done after {at_most} steps");
+        assert!(self.scheduler.is_whole());
+        steps
+    }
+
+    /// The prompts that run at all, in the order in which they first do.
+    fn order(steps: &[Rows]) -> Vec<u32> {
+        let mut order = Vec::new();
+        for &(token, _) in steps.iter().flatten() {
+            if !order.contains(&token) {
+                order.push(token);
+            }
+        }
+        order
+    }
+}
+
+impl Asked {
+    /// The tokens it got, and its last event.
+    fn read(mut self) -> (usize, Option<Event>) {
+        let (mut tokens, mut last) = (0, None);
+        while let Ok(event) = self.events.try_recv() {
+            assert!(last.is_none(), "{event:?} after the last event");
+            match event {
+                Event::Started { .. } => assert_eq!(tokens, 0),
+                Event::Token { .. } => tokens += 1,
+                Event::Finished(_) | Event::Hidden(_) | Event::Failed(_) => last = Some(event),
+            }
+        }
+        (tokens, last)
+    }
+
+    fn is_complete(self) -> bool {
+        let wanted = self.wanted;
+        let (tokens, last) = self.read();
+        tokens == wanted && matches!(last, Some(Event::Finished(_) | Event::Hidden(_)))
+    }
+}
+
+fn answer(want: &Want) -> RowAnswer {
+    match want {
+        Want::Sample(_) | Want::Score { .. } => {
+            RowAnswer::Score(TokenScore { token: 1, logprob: -1.0, entropy: 1.0, top: Vec::new() })
+        }
+        Want::Hidden => RowAnswer::Hidden(vec![1.0; 2]),
+        Want::Logits => panic!("the engine never asks for logits"),
+    }
+}
+
+fn generate(max_tokens: usize) -> Work {
+    Work::Generate(Generate {
+        sampling: Sampling::default(),
+        max_tokens,
+        min_tokens: 0,
+        stop_tokens: [].into(),
+        logit_bias: [].into(),
+        top: 0,
+        seed: 0,
+        choice: 0,
+    })
+}
+
+fn adapter(name: u8) -> Arc<LoraAdapter> {
+    Arc::new(LoraAdapter::new(AdapterVersion(Digest::of(&[name])), 1, Arc::new(())))
+}
+
+fn shape() -> ModelShape {
+    ModelShape {
+        family: Family::Llama,
+        hidden: 2,
+        layers: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 2,
+        ffn: 2,
+        vocab: VOCAB,
+        max_positions: 1 << 20,
+        norm_eps: 1e-5,
+        rope: Rope::Plain { theta: 1e4 },
+        no_rope: vec![false],
+        window: vec![None],
+        tied: true,
+        qkv_bias: false,
+        output_bias: false,
+        ffn_bias: false,
+        qk_norm: false,
+    }
+}
+
+#[test]
+fn answers_go_first_and_prompts_share_what_is_left() {
+    let mut bench = Bench::new(&config(8, 10), 64);
+    let _answers: Vec<_> = (1..4).map(|token| bench.push(token, 1, 9)).collect();
+    bench.step();
+    let _long = bench.push(10, 20, 1);
+    let _short = bench.push(11, 3, 1);
+    // Seven rows are left beside three answers: half goes to the older prompt, the shorter one is read whole, and what it
+    // does not need goes back.
+    assert_eq!(bench.step(), Some(vec![(1, 1), (2, 1), (3, 1), (10, 4), (11, 3)]));
+}
+
+#[test]
+fn a_prompt_that_came_first_goes_on_whatever_comes_later() {
+    let mut bench = Bench::new(&config(64, 8), 512);
+    let long = bench.push(31, 64, 1);
+    for round in 0..16 {
+        let _short: Vec<_> = (0..2).map(|i| bench.push(round % 30 + i, 2, 1)).collect();
+        bench.step();
+    }
+    assert!(long.is_complete(), "4 rows of 64 in each of 16 steps");
+}
+
+#[test]
+fn shares_never_exceed_what_is_left_nor_what_is_wanted() {
+    assert_eq!(share(0, vec![(0, 5)]), []);
+    assert_eq!(share(1, vec![(0, 5), (1, 5)]), [(0, 1)]);
+    assert_eq!(share(9, vec![(0, 5), (1, 3)]), [(0, 5), (1, 3)]);
+    assert_eq!(share(10, vec![(0, 100), (1, 50), (2, 2)]), [(0, 5), (2, 2), (1, 3)]);
+}
+
+#[test]
+fn places_go_round_among_tenants_and_adapters() {
+    let mut bench = Bench::new(&config(1, 8), 64);
+    let tenant = |tenant| move |job: &mut Job| job.tenant = tenant;
+    let _burst: Vec<_> = (1..5).map(|token| bench.push_as(token, 2, generate(1), tenant(7))).collect();
+    let _other = bench.push_as(10, 2, generate(1), tenant(8));
+    let lora = adapter(1);
+    let _tuned = bench.push_as(11, 2, generate(1), |job| (job.tenant, job.adapter) = (7, Some(lora)));
+    assert_eq!(Bench::order(&bench.finish(99)), [1, 10, 11, 2, 3, 4]);
+}
+
+#[test]
+fn a_step_never_mixes_more_adapters_than_allowed() {
+    let mut bench = Bench::new(&EngineConfig { max_loras: 2, ..config(8, 16) }, 64);
+    let tuned = |token| bench.push_as(token, 2, generate(2), |job| job.adapter = Some(adapter(token as u8)));
+    let _tuned: Vec<_> = (0..6).map(tuned).collect();
+    let _base = bench.push(9, 2, 2);
+    let steps = bench.finish(99);
+    let first: Vec<u32> = steps[0].iter().map(|&(token, _)| token).collect();
+    assert!(first.contains(&9), "the base passes: it takes no adapter's place");
+    assert_eq!(Bench::order(&steps).len(), 7);
+}
+
+#[test]
+fn who_waits_for_an_adapters_place_is_passed_over_only_so_often() {
+    let mut bench = Bench::new(&EngineConfig { max_loras: 1, ..config(2, 8) }, 64);
+    let (popular, rare) = (adapter(1), adapter(2));
+    let mut popular_asks = Vec::new();
+    let mut ask_popular = |bench: &mut Bench, tenant| {
+        let popular = popular.clone();
+        popular_asks.push(bench.push_as(1, 2, generate(2), |job| (job.adapter, job.tenant) = (Some(popular), tenant)));
+    };
+    ask_popular(&mut bench, 0);
+    ask_popular(&mut bench, 1);
+    bench.step();
+    let rare = bench.push_as(2, 2, generate(1), |job| job.adapter = Some(rare));
+    // The popular adapter never runs dry, yet the other's turn comes.
+    for tenant in 2..20 {
+        ask_popular(&mut bench, tenant);
+        bench.step();
+    }
+    assert!(rare.is_complete());
+}
+
+#[test]
+fn a_prompt_too_large_for_now_is_passed_over_only_so_often() {
+    let mut bench = Bench::new(&config(4, 64), 10);
+    let mut small = vec![bench.push(1, 8, 4)];
+    bench.step();
+    let large = bench.push_as(2, 36, generate(2), |job| job.tenant = 1);
+    for _ in 0..40 {
+        small.push(bench.push(1, 8, 4));
+        bench.step();
+    }
+    assert!(large.is_complete());
+    bench.finish(999);
+}
+
+#[test]
+fn background_work_runs_only_when_nothing_else_does() {
+    let mut bench = Bench::new(&config(2, 8), 8);
+    let background = |job: &mut Job| job.priority = Priority::Background;
+    let probe = bench.push_as(1, 4, generate(9), background);
+    let embed = bench.push_as(2, 4, Work::Embed, background);
+    assert_eq!(bench.step(), Some(vec![(1, 4), (2, 4)]), "nobody else is there");
+    let normal = bench.push(3, 4, 2);
+    assert_eq!(bench.step(), Some(vec![(3, 4)]));
+    // Places and blocks are taken from the background where they are needed.
+    let large = bench.push(4, 20, 2);
+    assert_eq!(bench.step(), Some(vec![(3, 1), (4, 7)]));
+    bench.finish(99);
+    assert!([probe, embed, normal, large].into_iter().all(Asked::is_complete));
+}
+
+#[test]
+fn the_last_admitted_makes_way_and_returns_before_anybody_new() {
+    // 6 blocks of 4: two prompts of 8 fill 4 of them, and each answer of 8 wants 2 more.
+    let mut bench = Bench::new(&config(4, 32), 6);
+    let (old, young) = (bench.push(1, 8, 9), bench.push(2, 8, 9));
+    let mut steps = Vec::new();
+    while bench.scheduler.occupancy().preempted == 0 {
+        steps.extend(bench.step());
+    }
+    let new = bench.push(3, 1, 1);
+    assert_eq!(bench.rows(), [(1, 1)], "the older goes on");
+    let rest = bench.finish(99);
+    let order = Bench::order(&rest);
+    assert_eq!(order, [1, 2, 3], "the younger returns first");
+    assert!([old, young, new].into_iter().all(Asked::is_complete));
+}
+
+#[test]
+fn a_cancelled_sequence_is_gone_before_the_next_step() {
+    let mut bench = Bench::new(&config(2, 8), 16);
+    let (one, other) = (bench.push(1, 4, 9), bench.push(2, 20, 9));
+    let waits = bench.push(3, 4, 1);
+    bench.step();
+    one.cancel.cancel();
+    drop(other);
+    assert_eq!(bench.step(), Some(vec![(3, 4)]), "both places are free, one by its flag, one by its reader");
+    assert!(waits.is_complete());
+    assert!(matches!(one.read(), (_, None)), "no last event for who has left");
+    bench.finish(1);
+}
+
+#[test]
+fn a_failed_step_ends_those_in_it_and_the_others_begin_again() {
+    let mut bench = Bench::new(&config(2, 8), 16);
+    let probe = bench.push_as(1, 4, generate(3), |job| job.priority = Priority::Background);
+    bench.step();
+    let normal = bench.push(2, 4, 3);
+    assert!(bench.plan());
+    let fault = EngineFault::Step("unplugged".to_owned());
+    assert_eq!(bench.scheduler.fail(&bench.step, &fault), 1);
+    assert_eq!(bench.scheduler.occupancy(), Occupancy { running: 0, preempted: 1, kv_used: 0, room: 0 });
+    assert!(matches!(normal.read(), (0, Some(Event::Failed(failed))) if failed == fault));
+    bench.finish(9);
+    assert!(probe.is_complete());
+}
+
+#[test]
+fn what_asks_for_nothing_ends_at_once() {
+    let mut bench = Bench::new(&config(2, 8), 16);
+    let (silent, single) = (bench.push(1, 4, 0), bench.push_as(2, 1, Work::Score { top: 0 }, |_| {}));
+    assert!(!bench.scheduler.has_work());
+    assert!(silent.is_complete() && single.is_complete());
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Arrive { len: usize, wanted: usize, kind: u8, tenant: u64, adapter: Option<u8>, background: bool },
+    Cancel(prop::sample::Index),
+    Leave(prop::sample::Index),
+    Step,
+    Fail,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let arrive = (1..40usize, 0..20usize, 0..8u8, 0..3u64, prop::option::of(0..5u8), prop::bool::weighted(0.2))
+        .prop_map(|(len, wanted, kind, tenant, adapter, background)| Op::Arrive {
+            len,
+            wanted,
+            kind,
+            tenant,
+            adapter,
+            background,
+        });
+    let op = prop_oneof![
+        6 => arrive,
+        8 => Just(Op::Step),
+        1 => any::<prop::sample::Index>().prop_map(Op::Cancel),
+        1 => any::<prop::sample::Index>().prop_map(Op::Leave),
+        1 => Just(Op::Fail),
+    ];
+    prop::collection::vec(op, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+
+    /// Every job ends exactly once with all it asked for, unless it left or was in a failed step; and every block comes back.
+    #[test]
+    fn whatever_comes_and_goes_everybody_ends_and_no_block_is_lost(
+        ops in ops(), places in 1..6usize, rows in 1..24usize, blocks in 15..40usize, loras in 1..4usize,
+    ) {
+        let mut bench = Bench::new(&EngineConfig { max_loras: loras, ..config(places, rows) }, blocks);
+        let (mut asked, mut failed) = (Vec::new(), 0);
+        for op in ops {
+            match op {
+                Op::Arrive { len, wanted, kind, tenant, adapter: lora, background } => {
+                    let work = match kind {
+                        0 => Work::Embed,
+                        1 => Work::Score { top: 0 },
+                        _ => generate(wanted),
+                    };
+                    asked.push(bench.push_as(len as u32 % 32, len, work, |job| {
+                        job.tenant = tenant;
+                        job.adapter = lora.map(adapter);
+                        job.priority = if background { Priority::Background } else { Priority::Normal };
+                    }));
+                }
+                Op::Cancel(index) if !asked.is_empty() => index.get(&asked).cancel.cancel(),
+                Op::Leave(index) if !asked.is_empty() => drop(asked.swap_remove(index.index(asked.len()))),
+                Op::Cancel(_) | Op::Leave(_) => {}
+                Op::Step => _ = bench.step(),
+                Op::Fail => {
+                    bench.scheduler.drop_abandoned();
+                    if bench.plan() {
+                        failed += bench.scheduler.fail(&bench.step, &EngineFault::Step(String::new()));
+                    }
+                }
+            }
+        }
+        bench.finish(20_000);
+        prop_assert_eq!(bench.pulse.waiting(), 0, "a seat was kept");
+        let mut ends_early = 0;
+        for asked in asked {
+            let (cancelled, wanted) = (asked.cancel.is_cancelled(), asked.wanted);
+            match asked.read() {
+                (tokens, Some(Event::Finished(_) | Event::Hidden(_))) => prop_assert_eq!(tokens, wanted),
+                (_, Some(Event::Failed(EngineFault::Step(_)))) => ends_early += 1,
+                (_, None) => prop_assert!(cancelled),
+                (_, Some(other)) => prop_assert!(false, "{other:?}"),
+            }
+        }
+        prop_assert!(ends_early <= failed);
+    }
+}
