@@ -25,7 +25,7 @@ pub struct EngineLoad {
     pub stopped: bool,
 }
 
-/// Written by the engine thread (`queued` by submitters too), read by all. The numbers are independent of each other.
+/// Written by the engine thread (the desk by submitters too), read by all. The numbers are independent of each other.
 #[derive(Debug)]
 pub struct Pulse {
     begun: Instant,
@@ -35,10 +35,8 @@ pub struct Pulse {
     running: AtomicUsize,
     preempted: AtomicUsize,
     kv_used: AtomicUsize,
-    /// Submitted and never yet admitted.
-    queued: AtomicUsize,
-    /// Free places that no waiting sequence has a claim to.
-    room: AtomicUsize,
+    /// A [`Desk`]: one word, so that a seat is never given against a place that has just been taken.
+    desk: AtomicU64,
     /// The end of the last step, the last time that work came to an idle engine, and the last time that sequences ended:
     /// in microseconds since `begun`.
     stepped_us: AtomicU64,
@@ -69,8 +67,7 @@ impl Pulse {
             running: AtomicUsize::new(0),
             preempted: AtomicUsize::new(0),
             kv_used: AtomicUsize::new(0),
-            queued: AtomicUsize::new(0),
-            room: AtomicUsize::new(places),
+            desk: AtomicU64::new(Desk { queued: 0, room: places as u32 }.pack()),
             stepped_us: AtomicU64::new(0),
             woken_us: AtomicU64::new(0),
             ended_us: AtomicU64::new(0),
@@ -103,19 +100,32 @@ impl Pulse {
 
     /// Sequences without a place, those that were preempted included.
     pub fn waiting(&self) -> usize {
-        self.queued.load(Relaxed) + self.preempted.load(Relaxed)
+        self.queued() + self.preempted.load(Relaxed)
     }
 
     /// Takes a seat in the queue, or says how many wait. Places that nobody else has a claim to come on top of the
     /// queue's own length, so that a burst at an idle engine is not refused.
     pub fn seat(self: &Arc<Self>) -> Result<Seat, usize> {
-        let limit = self.max_queued + self.room.load(Relaxed);
-        let taken = self.queued.fetch_update(Relaxed, Relaxed, |queued| (queued < limit).then_some(queued + 1));
-        let before = taken.map_err(|queued| queued.min(self.max_queued))?;
-        if before == 0 && self.running.load(Relaxed) == 0 {
+        let taken = self.desk.fetch_update(Relaxed, Relaxed, |word| {
+            let desk = Desk::unpack(word);
+            let free = (desk.queued as usize) < self.max_queued + desk.room as usize;
+            free.then(|| Desk { queued: desk.queued + 1, ..desk }.pack())
+        });
+        let before = taken.map_err(|word| (Desk::unpack(word).queued as usize).min(self.max_queued))?;
+        if Desk::unpack(before).queued == 0 && self.running.load(Relaxed) == 0 {
             self.woken_us.fetch_max(self.now_us(), Relaxed);
         }
-        Ok(Seat(Arc::clone(self)))
+        Ok(Seat { pulse: Arc::clone(self), admitted: false })
+    }
+
+    fn queued(&self) -> usize {
+        Desk::unpack(self.desk.load(Relaxed)).queued as usize
+    }
+
+    fn change_desk(&self, change: impl Fn(Desk) -> Desk) {
+        let change = |word| Some(change(Desk::unpack(word)).pack());
+        // The closure never declines.
+        let _ = self.desk.fetch_update(Relaxed, Relaxed, change);
     }
 
     /// How long those who wait now will take at the recent pace: then a place in the queue is free even if nobody gives
@@ -135,7 +145,7 @@ impl Pulse {
         self.running.store(occupancy.running, Relaxed);
         self.preempted.store(occupancy.preempted, Relaxed);
         self.kv_used.store(occupancy.kv_used, Relaxed);
-        self.room.store(occupancy.room, Relaxed);
+        self.change_desk(|desk| Desk { room: occupancy.room as u32, ..desk });
     }
 
     /// A step is over and `ended` sequences left with it.
@@ -172,20 +182,43 @@ impl Pulse {
     }
 }
 
+/// Who came in and has no place yet, and what is free for them.
+#[derive(Clone, Copy)]
+struct Desk {
+    /// Submitted and never yet admitted.
+    queued: u32,
+    /// Free places that nobody in the scheduler's queue has a claim to.
+    room: u32,
+}
+
+impl Desk {
+    fn pack(self) -> u64 {
+        u64::from(self.room) << 32 | u64::from(self.queued)
+    }
+
+    fn unpack(word: u64) -> Self {
+        Self { queued: word as u32, room: (word >> 32) as u32 }
+    }
+}
+
 /// A seat in the queue, given up when dropped.
 #[derive(Debug)]
-pub struct Seat(Arc<Pulse>);
+pub struct Seat {
+    pulse: Arc<Pulse>,
+    admitted: bool,
+}
 
 impl Seat {
-    /// Turns the seat into a place. The place goes first, so that between the two nobody sees room that is not there.
-    pub fn admitted(self) {
-        let _ = self.0.room.fetch_update(Relaxed, Relaxed, |room| room.checked_sub(1));
+    /// Turns the seat into a place.
+    pub fn admitted(mut self) {
+        self.admitted = true;
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.queued.fetch_sub(1, Relaxed);
+        let place = u32::from(self.admitted);
+        self.pulse.change_desk(|desk| Desk { queued: desk.queued - 1, room: desk.room.saturating_sub(place) });
     }
 }
 

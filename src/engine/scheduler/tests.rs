@@ -153,7 +153,7 @@ impl Asked {
         (tokens, last)
     }
 
-    fn is_complete(self) -> bool {
+    fn got_all(self) -> bool {
         let wanted = self.wanted;
         let (tokens, last) = self.read();
         tokens == wanted && matches!(last, Some(Event::Finished(_) | Event::Hidden(_)))
@@ -230,7 +230,7 @@ fn a_prompt_that_came_first_goes_on_whatever_comes_later() {
         let _short: Vec<_> = (0..2).map(|i| bench.push(round % 30 + i, 2, 1)).collect();
         bench.step();
     }
-    assert!(long.is_complete(), "4 rows of 64 in each of 16 steps");
+    assert!(long.got_all(), "4 rows of 64 in each of 16 steps");
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn who_waits_for_an_adapters_place_is_passed_over_only_so_often() {
         ask_popular(&mut bench, tenant);
         bench.step();
     }
-    assert!(rare.is_complete());
+    assert!(rare.got_all());
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn a_prompt_too_large_for_now_is_passed_over_only_so_often() {
         small.push(bench.push(1, 8, 4));
         bench.step();
     }
-    assert!(large.is_complete());
+    assert!(large.got_all());
     bench.finish(999);
 }
 
@@ -312,7 +312,7 @@ fn background_work_runs_only_when_nothing_else_does() {
     let large = bench.push(4, 20, 2);
     assert_eq!(bench.step(), Some(vec![(3, 1), (4, 7)]));
     bench.finish(99);
-    assert!([probe, embed, normal, large].into_iter().all(Asked::is_complete));
+    assert!([probe, embed, normal, large].into_iter().all(Asked::got_all));
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn the_last_admitted_makes_way_and_returns_before_anybody_new() {
     let rest = bench.finish(99);
     let order = Bench::order(&rest);
     assert_eq!(order, [1, 2, 3], "the younger returns first");
-    assert!([old, young, new].into_iter().all(Asked::is_complete));
+    assert!([old, young, new].into_iter().all(Asked::got_all));
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn a_cancelled_sequence_is_gone_before_the_next_step() {
     one.cancel.cancel();
     drop(other);
     assert_eq!(bench.step(), Some(vec![(3, 4)]), "both places are free, one by its flag, one by its reader");
-    assert!(waits.is_complete());
+    assert!(waits.got_all());
     assert!(matches!(one.read(), (_, None)), "no last event for who has left");
     bench.finish(1);
 }
@@ -358,7 +358,7 @@ fn a_failed_step_ends_those_in_it_and_the_others_begin_again() {
     assert_eq!(bench.scheduler.occupancy(), Occupancy { running: 0, preempted: 1, kv_used: 0, room: 0 });
     assert!(matches!(normal.read(), (0, Some(Event::Failed(failed))) if failed == fault));
     bench.finish(9);
-    assert!(probe.is_complete());
+    assert!(probe.got_all());
 }
 
 #[test]
@@ -366,7 +366,7 @@ fn what_asks_for_nothing_ends_at_once() {
     let mut bench = Bench::new(&config(2, 8), 16);
     let (silent, single) = (bench.push(1, 4, 0), bench.push_as(2, 1, Work::Score { top: 0 }, |_| {}));
     assert!(!bench.scheduler.has_work());
-    assert!(silent.is_complete() && single.is_complete());
+    assert!(silent.got_all() && single.got_all());
 }
 
 #[derive(Clone, Debug)]

@@ -37,7 +37,6 @@ pub struct Seen {
     pub positions: Vec<u32>,
     pub sequences: Vec<SequenceRows>,
     pub adapters: Vec<(AdapterVersion, Vec<u32>)>,
-    pub asks: usize,
 }
 
 impl Seen {
@@ -69,7 +68,6 @@ impl LanguageModel for Gate {
             positions: batch.positions.clone(),
             sequences: batch.sequences.clone(),
             adapters: batch.adapters.iter().map(|a| (a.weights.version(), a.rows.clone())).collect(),
-            asks: batch.asks.len(),
         };
         // Once the test has let go of its end, steps run by themselves.
         let _ = self.at.send(seen);
@@ -130,6 +128,21 @@ impl TestEngine {
     pub fn next_step(&self) -> Seen {
         self.go(Go::Run);
         self.at_step()
+    }
+
+    /// Lets one step run if the engine has come to one, or has work and will.
+    pub fn run_one(&self) {
+        let (steps, _) = self.steps.as_ref().expect("a stepped engine");
+        loop {
+            if steps.try_recv().is_ok() {
+                return self.go(Go::Run);
+            }
+            let load = self.handle.load();
+            if load.running + load.waiting == 0 {
+                return;
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// From now on steps run by themselves.

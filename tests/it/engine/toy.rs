@@ -101,7 +101,7 @@ fn draw(logits: &[f32], ask: &SampleAsk) -> u32 {
     bias.iter().for_each(|&(token, bias)| logits[token as usize] += bias);
     banned.iter().for_each(|&token| logits[token as usize] = f32::NEG_INFINITY);
     if ask.temperature == 0.0 {
-        return (0..VOCAB).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).expect("tokens") as u32;
+        return best(&logits);
     }
     let weights: Vec<f64> = logits.iter().map(|&l| f64::from(l / ask.temperature).exp()).collect();
     let mut left = ask.u * weights.iter().sum::<f64>();
@@ -146,11 +146,13 @@ impl LanguageModel for Toy {
         let mut states = Vec::with_capacity(batch.rows());
         for sequence in &batch.sequences {
             let cell = |position: usize| sequence.blocks[position / size] as usize * size + position % size;
-            for row in sequence.first_row as usize..(sequence.first_row + sequence.rows) as usize {
-                let position = batch.positions[row];
-                self.cells[cell(position as usize)] = mark(batch.tokens[row], position, voices[row]);
+            let rows = sequence.first_row as usize..(sequence.first_row + sequence.rows) as usize;
+            for ((&token, &position), &voice) in
+                batch.tokens[rows.clone()].iter().zip(&batch.positions[rows.clone()]).zip(&voices[rows])
+            {
+                self.cells[cell(position as usize)] = mark(token, position, voice);
                 let seen = (0..=position as usize).map(|position| self.cells[cell(position)]);
-                states.push(mix(seen.fold(0, mix), voices[row]));
+                states.push(mix(seen.fold(0, mix), voice));
             }
         }
         out.answers.extend(batch.asks.iter().map(|ask| answer(states[ask.row as usize], &ask.want)));
@@ -163,4 +165,22 @@ pub fn oracle(tokens: &[u32], adapter: Option<&LoraAdapter>, want: &Want) -> Row
     let voice = voice(adapter);
     let marks = tokens.iter().zip(0..).map(|(&token, position)| mark(token, position, voice));
     answer(mix(marks.fold(0, mix), voice), want)
+}
+
+/// The toy's most likely answer, computed like [`oracle`].
+pub fn greedy(prompt: &[u32], adapter: Option<&LoraAdapter>, count: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..count {
+        let RowAnswer::Logits(logits) = oracle(&tokens, adapter, &Want::Logits) else {
+            unreachable!("logits were asked for")
+        };
+        tokens.push(best(&logits));
+    }
+    tokens.split_off(prompt.len())
+}
+
+/// Ties go to the lower id.
+fn best(logits: &[f32]) -> u32 {
+    let better = |a: &usize, b: &usize| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a));
+    (0..logits.len()).max_by(better).expect("a vocabulary") as u32
 }
