@@ -81,31 +81,47 @@ CREATE TABLE probe (
 ) STRICT;
 ";
 
+/// Refuses a database that is not ours or that a newer build has written. Changes nothing.
+///
+/// # Errors
+/// [`StoreError::Foreign`], [`StoreError::Newer`].
+pub fn recognise(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables == 0 {
+        return Ok(());
+    }
+    let application: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    if application != APPLICATION_ID {
+        return Err(StoreError::Foreign { path: path.to_owned() });
+    }
+    let (found, known) = (version(connection)?, STEPS.len() as i64);
+    if found > known {
+        return Err(StoreError::Newer { path: path.to_owned(), found, known });
+    }
+    Ok(())
+}
+
 /// Brings the database at `path` to the newest schema, in one transaction.
 ///
 /// # Errors
-/// [`StoreError::Newer`] for a schema that this build does not know, [`StoreError::Foreign`] for a database that is not
-/// ours; neither is touched.
+/// As [`recognise`].
 pub fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    let application: i64 = transaction.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    if tables > 0 && application != APPLICATION_ID {
-        return Err(StoreError::Foreign { path: path.to_owned() });
-    }
+    // Another process may have been here since the database was opened.
+    recognise(&transaction, path)?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.execute_batch(
         "CREATE TABLE IF NOT EXISTS schema (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL) STRICT",
     )?;
-    let found: i64 = transaction.query_row("SELECT coalesce(max(version), 0) FROM schema", [], |row| row.get(0))?;
-    let known = STEPS.len() as i64;
-    if found > known {
-        return Err(StoreError::Newer { path: path.to_owned(), found, known });
-    }
+    let found = version(&transaction)?;
     for (version, step) in (1..).zip(STEPS).skip(found.max(0) as usize) {
         transaction.execute_batch(step)?;
         transaction.execute("INSERT INTO schema VALUES (?1, datetime('now'))", [version])?;
     }
     transaction.commit()?;
     Ok(())
+}
+
+fn version(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(connection.query_row("SELECT coalesce(max(version), 0) FROM schema", [], |row| row.get(0))?)
 }

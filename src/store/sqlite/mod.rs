@@ -12,7 +12,10 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Committed, Completion, Cursor, Followed, ListQuery, Page, Store, StoreError, Write, migrations::migrate};
+use super::{
+    Committed, Completion, Cursor, Followed, ListQuery, Page, Store, StoreError, Write,
+    migrations::{migrate, recognise},
+};
 
 /// How long a statement waits for another process's lock.
 const BUSY: Duration = Duration::from_secs(5);
@@ -25,9 +28,10 @@ const LOG_BYTES: i64 = 64 << 20;
 /// writes, others read beside it. Erased content is overwritten, not only unlinked.
 pub struct SqliteStore {
     path: PathBuf,
+    /// Closed before the writer: the last connection to go merges the log into the database, which a reader cannot.
+    readers: Mutex<Vec<Connection>>,
     /// Absent after a write failed: what an I/O error leaves behind is not trusted, the next write opens anew.
     writer: Mutex<Option<Connection>>,
-    readers: Mutex<Vec<Connection>>,
 }
 
 impl SqliteStore {
@@ -39,7 +43,7 @@ impl SqliteStore {
         create_private(path).map_err(|error| StoreError::Open { path: path.to_owned(), reason: error.to_string() })?;
         let mut writer = connect_writer(path)?;
         migrate(&mut writer, path)?;
-        Ok(Self { path: path.to_owned(), writer: Mutex::new(Some(writer)), readers: Mutex::default() })
+        Ok(Self { path: path.to_owned(), readers: Mutex::default(), writer: Mutex::new(Some(writer)) })
     }
 
     fn write<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -74,7 +78,13 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn commit(&self, writes: &[Write]) -> Result<Committed, StoreError> {
-        self.write(|connection| write::commit(connection, writes))
+        self.write(|connection| {
+            let committed = write::commit(connection, writes)?;
+            if writes.iter().any(|write| matches!(write, Write::Erase { .. })) {
+                empty_log(connection)?;
+            }
+            Ok(committed)
+        })
     }
 
     fn probe(&self) -> Result<(), StoreError> {
@@ -121,9 +131,23 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
+/// The log still holds what was erased, until it is merged and cut. Where a reader is using it, a later checkpoint does
+/// that.
+fn empty_log(connection: &Connection) -> Result<(), StoreError> {
+    connection.busy_timeout(Duration::ZERO)?;
+    // The commit stands whatever becomes of this.
+    if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+        tracing::warn!(%error, "erased content stays in the write-ahead log for now");
+    }
+    connection.busy_timeout(BUSY)?;
+    Ok(())
+}
+
 fn connect_writer(path: &Path) -> Result<Connection, StoreError> {
     let open_fault = |reason: String| StoreError::Open { path: path.to_owned(), reason };
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    // Before anything is set: a database that is refused stays as it is.
+    recognise(&connection, path)?;
     let mode: String = connection
         .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))
         .map_err(|error| open_fault(error.to_string()))?;
@@ -136,4 +160,99 @@ fn connect_writer(path: &Path) -> Result<Connection, StoreError> {
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tunegate.db");
+        (folder, path)
+    }
+
+    #[test]
+    fn a_commit_waits_for_the_disk() {
+        let (_folder, path) = folder();
+        let store = SqliteStore::open(&path).unwrap();
+        let writer = store.writer.lock().unwrap();
+        let setting = |name: &str| {
+            let value =
+                writer.as_ref().unwrap().pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
+            value.unwrap()
+        };
+        assert_eq!(setting("journal_mode"), rusqlite::types::Value::Text("wal".to_owned()));
+        assert_eq!(setting("synchronous"), rusqlite::types::Value::Integer(2), "2 is FULL");
+    }
+
+    #[test]
+    fn a_full_database_refuses_in_whole_and_works_again_when_there_is_room() {
+        let (_folder, path) = folder();
+        let store = SqliteStore::open(&path).unwrap();
+        let pages: i64 =
+            store.write(|writer| Ok(writer.pragma_query_value(None, "page_count", |row| row.get(0))?)).unwrap();
+        store.write(|writer| Ok(writer.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?)).unwrap();
+        let refused = store.probe().unwrap_err();
+        assert_eq!(refused.to_string(), "database or disk is full");
+        assert!(store.writer.lock().unwrap().is_none(), "the connection is not trusted any more");
+        store.probe().unwrap();
+    }
+
+    #[test]
+    fn a_database_that_vanished_is_not_replaced_by_an_empty_one() {
+        let (_folder, path) = folder();
+        let store = SqliteStore::open(&path).unwrap();
+        *store.writer.lock().unwrap() = None;
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(store.probe(), Err(StoreError::Open { .. })));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused_and_left_as_it_is() {
+        let (_folder, path) = folder();
+        drop(SqliteStore::open(&path).unwrap());
+        drop(SqliteStore::open(&path).unwrap());
+        let newer = Connection::open(&path).unwrap();
+        newer.execute("INSERT INTO schema VALUES (1000, datetime('now'))", []).unwrap();
+        drop(newer);
+        let before = fs::read(&path).unwrap();
+        let refused = SqliteStore::open(&path).err();
+        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 1, .. })), "{refused:?}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn the_database_of_another_program_is_refused_and_left_as_it_is() {
+        let (_folder, path) = folder();
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+        let before = fs::read(&path).unwrap();
+        assert!(matches!(SqliteStore::open(&path), Err(StoreError::Foreign { .. })));
+        assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_refused() {
+        let (_folder, path) = folder();
+        fs::write(&path, "not a database, however long it may be ".repeat(100)).unwrap();
+        let refused = SqliteStore::open(&path).err();
+        assert!(matches!(refused, Some(StoreError::Sql(_))), "{refused:?}");
+        assert!(SqliteStore::open(path.parent().unwrap()).is_err(), "a folder");
+        assert!(SqliteStore::open(&path.join("below/a/file")).is_err(), "no folder");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_owner_may_read_the_database_and_its_log() {
+        use std::os::unix::fs::MetadataExt;
+        let (folder, path) = folder();
+        let _store = SqliteStore::open(&path).unwrap();
+        let mut files = 0;
+        for entry in fs::read_dir(folder.path()).unwrap() {
+            assert_eq!(entry.unwrap().metadata().unwrap().mode() & 0o777, 0o600);
+            files += 1;
+        }
+        assert_eq!(files, 3, "the database, its log and the log's index");
+    }
 }

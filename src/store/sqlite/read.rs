@@ -24,6 +24,30 @@ pub fn completion(connection: &mut Connection, id: &str) -> Result<Option<Comple
 
 pub fn list(connection: &mut Connection, query: &ListQuery) -> Result<Page, StoreError> {
     let transaction = connection.transaction()?;
+    let after: Option<(i64, i64)> = match &query.after {
+        Some(after) => Some(
+            transaction
+                .prepare_cached("SELECT created_ms, seq FROM completions WHERE id = ?1")?
+                .query_row([after], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?
+                .ok_or_else(|| StoreError::UnknownCursor(after.clone()))?,
+        ),
+        None => None,
+    };
+    let (sql, values) = list_sql(query, after);
+    let mut rows: Vec<i64> = transaction
+        .prepare_cached(&sql)?
+        .query_map(params_from_iter(values), |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    let more = rows.len() > query.limit;
+    rows.truncate(query.limit);
+    let completions = rows.into_iter().map(|seq| load(&transaction, seq, None)).collect::<Result<_, _>>()?;
+    Ok(Page { completions, more })
+}
+
+/// Selects the rows of a page, and one more, which tells whether there are others behind it. `after` is the time and row
+/// of the completion before the page.
+fn list_sql(query: &ListQuery, after: Option<(i64, i64)>) -> (String, Vec<Sql>) {
     let (comparison, direction) = match query.order {
         Order::OldestFirst => (">", "ASC"),
         Order::NewestFirst => ("<", "DESC"),
@@ -40,29 +64,15 @@ pub fn list(connection: &mut Connection, query: &ListQuery) -> Result<Page, Stor
     }
     for (name, value) in &query.metadata {
         sql += " AND seq IN (SELECT completion FROM metadata WHERE name = ? AND value = ?)";
-        values.push(name.clone().into());
-        values.push(serde_json::Value::from(value.as_str()).to_string().into());
+        values.extend([name.clone().into(), serde_json::Value::from(value.as_str()).to_string().into()]);
     }
-    if let Some(after) = &query.after {
-        let (created_ms, seq): (i64, i64) = transaction
-            .prepare_cached("SELECT created_ms, seq FROM completions WHERE id = ?1")?
-            .query_row([after], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?
-            .ok_or_else(|| StoreError::UnknownCursor(after.clone()))?;
+    if let Some((created_ms, seq)) = after {
         sql += &format!(" AND (created_ms, seq) {comparison} (?, ?)");
         values.extend([created_ms.into(), seq.into()]);
     }
     sql += &format!(" ORDER BY created_ms {direction}, seq {direction} LIMIT ?");
-    // One more than wanted tells whether there are others behind.
-    values.push((query.limit.saturating_add(1).min(i64::MAX as usize) as i64).into());
-    let mut rows: Vec<i64> = transaction
-        .prepare_cached(&sql)?
-        .query_map(params_from_iter(values), |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
-    let more = rows.len() > query.limit;
-    rows.truncate(query.limit);
-    let completions = rows.into_iter().map(|seq| load(&transaction, seq, None)).collect::<Result<_, _>>()?;
-    Ok(Page { completions, more })
+    values.push(saturated(query.limit.saturating_add(1) as u64).into());
+    (sql, values)
 }
 
 pub fn follow(connection: &mut Connection, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError> {
@@ -187,4 +197,39 @@ fn json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> Result<T, String> {
     let text = row.get_ref(column).map_err(|error| error.to_string())?;
     let text = text.as_str().map_err(|error| error.to_string())?;
     serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::migrations::migrate;
+
+    #[test]
+    fn lists_walk_an_index() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, "memory".as_ref()).unwrap();
+        let all = ListQuery {
+            model: None,
+            key: None,
+            metadata: Vec::new(),
+            after: None,
+            limit: 20,
+            order: Order::NewestFirst,
+        };
+        let model = Some("m".to_owned());
+        let metadata = vec![("flag".to_owned(), "retrain".to_owned())];
+        for (query, after, index) in [
+            (all.clone(), None, "listed_by_time"),
+            (all.clone(), Some((1, 2)), "listed_by_time"),
+            (ListQuery { model, ..all.clone() }, Some((1, 2)), "listed_by_model"),
+            (ListQuery { key: Some("k".to_owned()), ..all.clone() }, Some((1, 2)), "listed_by_key"),
+            (ListQuery { metadata, order: Order::OldestFirst, ..all }, None, "metadata_by_value"),
+        ] {
+            let (sql, values) = list_sql(&query, after);
+            let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let lines = plan.query_map(params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
+            let plan = lines.collect::<Result<Vec<_>, _>>().unwrap().join("; ");
+            assert!(plan.contains(index), "{sql}: {plan}");
+        }
+    }
 }
