@@ -139,3 +139,38 @@ pub struct ServerConfig {
     /// How long running answers may go on after SIGTERM.
     pub shutdown_timeout: Duration,
 }
+
+/// The base model: where its files are and how they are loaded.
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    /// A Hugging Face folder, a folder with one GGUF file, or a GGUF file.
+    pub path: PathBuf,
+    pub device: Device,
+    /// Bytes given to KV storage.
+    pub kv_bytes: u64,
+    /// Positions in one KV block.
+    pub block_tokens: usize,
+    /// The longest context to serve; `None` is the model's own.
+    pub max_model_len: Option<usize>,
+    /// Replaces the model's own chat template: its text.
+    pub chat_template: Option<String>,
+}
+
+/// What the decoder runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    Cuda(usize),
+    Metal(usize),
+}
+
+/// Everything, settled.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub server: ServerConfig,
+    pub model: ModelConfig,
+    pub engine: EngineConfig,
+    pub adapters: AdapterConfig,
+    pub record: RecordConfig,
+    pub limits: LimitsConfig,
+}
