@@ -6,6 +6,7 @@
 """
 
 import argparse
+import functools
 import warnings
 
 import torch
@@ -14,9 +15,14 @@ from transformers.utils import logging
 import adapters
 import chat
 import families
+import gguf_files
 import score
 import tokenizer
 from common import ROOT, write_json
+
+# The formats differ in their weights alone, so fewer prompts and adapters show what there is to show.
+GGUF_SLOTS = {slot: score.SLOTS[slot] for slot in ("short", "window", "long")}
+GGUF_ADAPTERS = ("plain-qv", "all7")
 
 
 def main():
@@ -39,20 +45,24 @@ def make_tiny():
     adapters.write_adapters()
     chat.write_chat()
     for name in families.CONFIGS:
-        score_model(name)
+        paths = [f"adapters/{model}/{adapter}" for model, adapter in adapters.SUPPORTED if model == name]
+        load = functools.partial(families.load, ROOT / "models" / name)
+        write_scores(name, f"models/{name}", load, paths, score.SLOTS)
+    for model, kind in gguf_files.FILES:
+        gguf_files.write_gguf(model, kind, bpe)
+        paths = [f"adapters/{model}/{adapter}" for adapter in GGUF_ADAPTERS if (model, adapter) in adapters.SUPPORTED]
+        load = functools.partial(gguf_files.load, model, kind)
+        write_scores(f"{model}-{kind}", f"gguf/{model}-{kind}.gguf", load, paths, GGUF_SLOTS)
 
 
-def score_model(name):
-    """Writes scores/<name>.json: the base and each of its adapters, all on the same prompts."""
-    folder = ROOT / "models" / name
-    models = {None: families.load(folder)}
-    for model, adapter in adapters.SUPPORTED:
-        if model == name:
-            path = f"adapters/{model}/{adapter}"
-            models[path] = adapters.attach(families.load(folder), ROOT / path)
-    prompts = score.choose_prompts(name, models.values())
-    cases = [score.case(adapter, model, prompts) for adapter, model in models.items()]
-    whole = {"model": f"models/{name}", "oracle": score.versions(), "prompts": prompts, "cases": cases}
+def write_scores(name, model, load, paths, slots):
+    """Writes scores/<name>.json: the base and the adapters of these paths, all on the same prompts."""
+    models = {None: load()}
+    for path in paths:
+        models[path] = adapters.attach(load(), ROOT / path)
+    prompts = score.choose_prompts(name, models.values(), slots)
+    cases = [score.case(adapter, oracle, prompts) for adapter, oracle in models.items()]
+    whole = {"model": model, "oracle": score.versions(), "prompts": prompts, "cases": cases}
     write_json(ROOT / "scores" / f"{name}.json", whole)
     least = min(min(answer["greedy"]["margins"]) for case in cases for answer in case["answers"])
     print(f"{name}: {len(cases)} cases, least margin {least:.2g}", flush=True)

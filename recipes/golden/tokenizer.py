@@ -102,3 +102,8 @@ def save(tokenizer, folder, template_in_file=False):
     else:
         config["chat_template"] = TEMPLATE
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def merges(tokenizer):
+    """The tokenizer's merges as pairs, best first."""
+    return json.loads(tokenizer.to_str())["model"]["merges"]
