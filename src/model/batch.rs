@@ -52,6 +52,8 @@ pub enum BatchError {
     Block { sequence: usize },
     #[error("row {row} is listed under an adapter twice, out of order, or does not exist")]
     AdapterRow { row: u32 },
+    #[error("block {from} cannot be copied to {to}: there are {blocks}")]
+    Copy { from: u32, to: u32, blocks: usize },
     #[error("something is asked of row {row}, which does not exist")]
     Ask { row: u32 },
 }
@@ -108,6 +110,10 @@ impl Batch {
                 *free.ok_or(BatchError::AdapterRow { row })? = true;
                 before = Some(row);
             }
+        }
+        let outside = |&&(from, to): &&(u32, u32)| from.max(to) as usize >= kv.blocks;
+        if let Some(&(from, to)) = self.copies.iter().find(outside) {
+            return Err(BatchError::Copy { from, to, blocks: kv.blocks });
         }
         match self.asks.iter().find(|ask| ask.row as usize >= rows) {
             Some(ask) => Err(BatchError::Ask { row: ask.row }),

@@ -1,13 +1,20 @@
 //! Rows in, scores out. The decoder knows nothing of requests, names or text.
 
 pub mod batch;
+mod describe;
+mod load;
 pub mod lora;
+mod rope;
 pub mod shape;
+mod sketch;
 pub mod step;
+mod tensor;
+mod weights;
 
 use std::{path::PathBuf, sync::Arc};
 
 pub use batch::{AdapterRows, Batch, BatchError, SequenceRows};
+pub use load::load;
 pub use lora::{LoraAdapter, Matrix, PackError, Packer, Projection, Site, SiteDelta};
 pub use shape::{Family, ModelShape, Rope};
 pub use step::{Adjustments, RowAnswer, RowAsk, SampleAsk, SeenToken, StepOutput, Want};
@@ -152,6 +159,8 @@ pub enum LoadError {
     MissingTensor(String),
     #[error("tensor '{name}' has shape {got:?}, expected {expected:?}")]
     TensorShape { name: String, got: Vec<usize>, expected: Vec<usize> },
+    #[error("the model has a tensor '{0}' that this family does not use")]
+    ExtraTensor(String),
     #[error("the device is not available: {0}")]
     Device(String),
     #[error(

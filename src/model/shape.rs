@@ -83,17 +83,23 @@ impl ModelShape {
     /// Output and input features of the matrix at `site`; `None` if the model has no such layer.
     /// The embedding is `[vocab, hidden]`, as is the head.
     pub fn site_shape(&self, site: Site) -> Option<(usize, usize)> {
-        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         match site {
             Site::Embedding | Site::Head => Some((self.vocab, self.hidden)),
-            Site::Layer { layer, .. } if layer as usize >= self.layers => None,
-            Site::Layer { projection, .. } => Some(match projection {
-                Projection::Query => (queries, self.hidden),
-                Projection::Key | Projection::Value => (keys, self.hidden),
-                Projection::Output => (self.hidden, queries),
-                Projection::Gate | Projection::Up => (self.ffn, self.hidden),
-                Projection::Down => (self.hidden, self.ffn),
-            }),
+            Site::Layer { layer, projection } => {
+                (usize::from(layer) < self.layers).then(|| self.projection_shape(projection))
+            }
+        }
+    }
+
+    /// Output and input features of a projection, the same in every layer.
+    pub fn projection_shape(&self, projection: Projection) -> (usize, usize) {
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        match projection {
+            Projection::Query => (queries, self.hidden),
+            Projection::Key | Projection::Value => (keys, self.hidden),
+            Projection::Output => (self.hidden, queries),
+            Projection::Gate | Projection::Up => (self.ffn, self.hidden),
+            Projection::Down => (self.hidden, self.ffn),
         }
     }
 

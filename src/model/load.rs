@@ -1,0 +1,166 @@
+//! From a path to a decoder.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::Device;
+
+use super::{
+    DeviceChoice, KvShape, LoadError, LoadOptions, Loaded, ModelShape, ModelSource, Rope, describe,
+    describe::Description,
+    sketch,
+    tensor::{self, Parts},
+    weights::{Weights, gguf::GgufFile, safetensors},
+};
+
+impl ModelSource {
+    /// What lies at `path`: a `.gguf` file, a folder with a `config.json`, or a folder with exactly one `.gguf` file.
+    ///
+    /// # Errors
+    /// [`LoadError`] if it is none of these, or the folder holds several GGUF files.
+    pub fn detect(path: &Path) -> Result<Self, LoadError> {
+        let io = |error| LoadError::Io { path: path.to_owned(), error };
+        let malformed = |reason: &str| LoadError::Malformed { path: path.to_owned(), reason: reason.to_owned() };
+        let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        if !fs::metadata(path).map_err(io)?.is_dir() {
+            return match is_gguf(path) {
+                true => Ok(Self::Gguf(path.to_owned())),
+                false => Err(malformed("is neither a .gguf file nor a folder")),
+            };
+        }
+        if path.join("config.json").is_file() {
+            return Ok(Self::Folder(path.to_owned()));
+        }
+        let entries = fs::read_dir(path).map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
+        let mut files: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).filter(|path| is_gguf(path)).collect();
+        match (files.pop(), files.is_empty()) {
+            (Some(only), true) => Ok(Self::Gguf(only)),
+            (Some(_), false) => Err(malformed("holds several .gguf files; name one of them")),
+            (None, _) => Err(malformed("holds neither a config.json nor a .gguf file")),
+        }
+    }
+}
+
+/// Loads a base model onto its device.
+///
+/// # Errors
+/// [`LoadError`] if files are absent or malformed, ask for what we do not compute, or do not fit the device or its budget.
+pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    let device = device(options.device)?;
+    let (mut described, mut weights, digest) = match source {
+        ModelSource::Folder(path) => {
+            let (described, config) = describe::read_folder(path)?;
+            let weights = safetensors::open(path)?;
+            let digest = weights.digest(&[("config.json", &config)]);
+            (described, weights, digest)
+        }
+        ModelSource::Gguf(path) => {
+            let file = GgufFile::open(path)?;
+            let described = describe::read_gguf(path, &file)?;
+            let weights = file.into_weights(describe::interleaved_heads(&described.shape));
+            let digest = weights.digest(&[]);
+            (described, weights, digest)
+        }
+    };
+    prepare(&mut described, &mut weights)?;
+    let Description { mut shape, eos_tokens, sampling, mut notes } = described;
+    shape.max_positions = context(&shape, options.max_model_len)?;
+    let kv = size_kv(&shape, options, tensor::dtype(&device).size_in_bytes())?;
+    notes.push(format!("weights: {}", encodings(&weights)));
+    if !device.is_cpu() {
+        notes.push(format!("weights are converted to {}", tensor::dtype(&device).as_str()));
+    }
+    let Parts { decoder, packer, rows, embedding } = tensor::assemble(&mut weights, shape.clone(), kv, digest, device)?;
+    if let Some(name) = weights.names().next() {
+        return Err(LoadError::ExtraTensor(name.to_owned()));
+    }
+    let sketch = sketch::of(&embedding).map_err(|error| LoadError::Device(error.to_string()))?;
+    Ok(Loaded {
+        decoder: Box::new(decoder),
+        packer,
+        base: rows,
+        sketch: Arc::new(sketch),
+        shape,
+        digest,
+        sampling,
+        eos_tokens,
+        notes,
+    })
+}
+
+fn device(choice: DeviceChoice) -> Result<Device, LoadError> {
+    let device = match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda(index) => Device::new_cuda(index),
+        DeviceChoice::Metal(index) => Device::new_metal(index),
+    };
+    device.map_err(|error| LoadError::Device(error.to_string()))
+}
+
+/// Settles what the weight files know better than the configuration, and lets go of tensors that mean nothing.
+fn prepare(described: &mut Description, weights: &mut Weights) -> Result<(), LoadError> {
+    let shape = &mut described.shape;
+    if let Rope::Factors { factors, .. } = &mut shape.rope {
+        *factors = weights.take("rope_freqs.weight", &[shape.head_dim / 2])?;
+        shape.rope.check().map_err(LoadError::Unsupported)?;
+    }
+    if shape.tied && weights.shape_of("lm_head.weight").is_some() {
+        if !weights.same("lm_head.weight", "model.embed_tokens.weight") {
+            let reason = "tie_word_embeddings is true, but lm_head.weight differs from the embedding";
+            return Err(LoadError::Unsupported(reason.to_owned()));
+        }
+        weights.forget("lm_head.weight");
+        described.notes.push("lm_head.weight repeats the embedding and is not loaded".to_owned());
+    }
+    // Old checkpoints carry the rotary frequencies, which follow from the configuration.
+    let frequencies: Vec<String> =
+        weights.names().filter(|name| name.ends_with(".rotary_emb.inv_freq")).map(str::to_owned).collect();
+    if !frequencies.is_empty() {
+        described.notes.push(format!("{} stored rotary frequencies are not used", frequencies.len()));
+        frequencies.iter().for_each(|name| weights.forget(name));
+    }
+    Ok(())
+}
+
+fn context(shape: &ModelShape, wanted: Option<usize>) -> Result<usize, LoadError> {
+    match wanted {
+        None => Ok(shape.max_positions),
+        Some(0) => Err(LoadError::Unsupported("a context of 0 tokens".to_owned())),
+        Some(wanted) if wanted > shape.max_positions => {
+            let own = shape.max_positions;
+            Err(LoadError::Unsupported(format!("a context of {wanted} tokens was asked for; the model's is {own}")))
+        }
+        Some(wanted) => Ok(wanted),
+    }
+}
+
+/// As many blocks as the budget holds, which must be enough for one sequence of full length.
+fn size_kv(shape: &ModelShape, options: &LoadOptions, value_bytes: usize) -> Result<KvShape, LoadError> {
+    let block_tokens = options.block_tokens;
+    if !(1..=4096).contains(&block_tokens) {
+        let reason = format!("KV blocks of {block_tokens} tokens; 1 to 4096 are supported");
+        return Err(LoadError::Unsupported(reason));
+    }
+    let block_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * value_bytes * block_tokens;
+    // Places in the pools are `u32`.
+    let most = u32::MAX as usize / (block_tokens * shape.kv_heads);
+    let blocks = usize::try_from(options.kv_bytes / block_bytes as u64).unwrap_or(usize::MAX).min(most);
+    let needed = shape.max_positions.div_ceil(block_tokens);
+    if blocks < needed {
+        return Err(LoadError::KvTooSmall {
+            bytes: options.kv_bytes,
+            blocks,
+            max_model_len: shape.max_positions,
+            needed,
+        });
+    }
+    Ok(KvShape { block_tokens, blocks, block_bytes })
+}
+
+fn encodings(weights: &Weights) -> String {
+    let counts: Vec<String> = weights.encodings().iter().map(|(name, count)| format!("{count} × {name}")).collect();
+    counts.join(", ")
+}

@@ -1,0 +1,196 @@
+//! What a batch means in tensors, worked out once for each step and used by every layer.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::model::{Batch, KvShape, ModelShape, SequenceRows, rope::Rotary};
+
+/// Attention scores computed at once, at most: a quarter of a gigabyte in `f32`. Longer chunks are taken in pieces.
+const MAX_SCORES: usize = 1 << 26;
+
+/// One step's indices, masks and rotations on the device.
+pub struct Plan {
+    /// `[rows]`
+    pub tokens: Tensor,
+    /// `[rows, head_dim / 2]` each
+    pub rotation: (Tensor, Tensor),
+    /// `[rows, kv_heads · head_dim]`: the slot that each row's key and value go to.
+    pub slots: Tensor,
+    /// One for each sliding window in the model.
+    windows: Vec<(Option<usize>, WindowPlan)>,
+}
+
+/// The rows in groups that attend together.
+pub struct WindowPlan {
+    pub groups: Vec<Group>,
+    /// `[rows]`: where each row stands in the groups' outputs, one group after the other; `None` if in order.
+    pub restore: Option<Tensor>,
+}
+
+/// Pieces of sequences with equally many rows and contexts of similar length.
+pub struct Group {
+    pub pieces: usize,
+    /// Rows of each piece.
+    pub rows: usize,
+    /// Keys of each piece, padded to the longest.
+    pub keys: usize,
+    /// `[pieces · rows]` batch rows; `None` if they are all rows in order.
+    pub select: Option<Tensor>,
+    /// `[pieces · kv_heads · keys]` places in the KV pools.
+    pub places: Tensor,
+    /// `[pieces, 1, rows, keys]` of 0 and -∞; `None` if every row sees every key.
+    pub mask: Option<Tensor>,
+}
+
+/// Some consecutive rows of one sequence and the keys that they may see.
+struct Piece<'a> {
+    first_row: usize,
+    rows: usize,
+    first_position: usize,
+    first_key: usize,
+    keys: usize,
+    sequence: &'a SequenceRows,
+}
+
+impl Plan {
+    /// For a batch that has been checked.
+    pub fn new(
+        batch: &Batch,
+        shape: &ModelShape,
+        kv: KvShape,
+        rotary: &Rotary,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let rows = batch.rows();
+        let tokens = Tensor::new(batch.tokens.as_slice(), device)?;
+        let (cosines, sines) = rotary.at(&batch.positions);
+        let table = |values| Tensor::from_vec(values, (rows, shape.head_dim / 2), device)?.to_dtype(dtype);
+        let width = shape.kv_heads * shape.head_dim;
+        let slots: Vec<u32> = batch
+            .sequences
+            .iter()
+            .flat_map(|sequence| {
+                let first = sequence.first_row as usize;
+                batch.positions[first..first + sequence.rows as usize]
+                    .iter()
+                    .map(|&position| slot(sequence, position as usize, kv) as u32)
+            })
+            .collect();
+        let slots = Tensor::from_vec(slots, (rows, 1), device)?.broadcast_as((rows, width))?.contiguous()?;
+        let mut windows: Vec<(Option<usize>, WindowPlan)> = Vec::new();
+        for &window in &shape.window {
+            if !windows.iter().any(|(other, _)| *other == window) {
+                windows.push((window, WindowPlan::new(batch, shape, kv, window, device)?));
+            }
+        }
+        Ok(Self { tokens, rotation: (table(cosines)?, table(sines)?), slots, windows })
+    }
+
+    pub fn window(&self, window: Option<usize>) -> &WindowPlan {
+        let found = self.windows.iter().find(|(other, _)| *other == window);
+        &found.expect("a plan is made for every window of the shape").1
+    }
+}
+
+/// Where a position of a sequence is stored.
+fn slot(sequence: &SequenceRows, position: usize, kv: KvShape) -> usize {
+    sequence.blocks[position / kv.block_tokens] as usize * kv.block_tokens + position % kv.block_tokens
+}
+
+impl WindowPlan {
+    fn new(batch: &Batch, shape: &ModelShape, kv: KvShape, window: Option<usize>, device: &Device) -> Result<Self> {
+        let mut pieces: Vec<Piece> = batch.sequences.iter().flat_map(|s| pieces(batch, shape, window, s)).collect();
+        pieces.sort_by_key(|piece| (piece.rows, piece.keys, piece.first_row));
+        let mut groups = Vec::new();
+        let mut order: Vec<u32> = Vec::with_capacity(batch.rows());
+        let mut rest = pieces.as_slice();
+        while let Some(first) = rest.first() {
+            let fits = |(index, piece): (usize, &Piece)| {
+                let scores = (index + 1) * shape.heads * piece.rows * piece.keys;
+                // Padding to twice the shortest costs less than another round of small products.
+                piece.rows == first.rows && piece.keys <= 2 * first.keys + 64 && scores <= MAX_SCORES
+            };
+            let count = 1 + rest.iter().enumerate().skip(1).take_while(|pair| fits(*pair)).count();
+            let (members, others) = rest.split_at(count);
+            order.extend(members.iter().flat_map(|p| p.first_row as u32..(p.first_row + p.rows) as u32));
+            groups.push((members, order.len()));
+            rest = others;
+        }
+        let in_order = order.iter().enumerate().all(|(place, row)| place as u32 == *row);
+        let mut start = 0;
+        let groups = groups
+            .into_iter()
+            .map(|(members, end)| {
+                let whole = in_order && end - start == batch.rows();
+                let select = if whole { None } else { Some(Tensor::new(&order[start..end], device)?) };
+                start = end;
+                Group::new(members, select, shape, kv, window, device)
+            })
+            .collect::<Result<_>>()?;
+        let restore = if in_order {
+            None
+        } else {
+            let mut places = vec![0u32; order.len()];
+            order.iter().enumerate().for_each(|(place, row)| places[*row as usize] = place as u32);
+            Some(Tensor::new(places.as_slice(), device)?)
+        };
+        Ok(Self { groups, restore })
+    }
+}
+
+/// A sequence's rows, cut so that no piece has too many scores.
+fn pieces<'a>(batch: &Batch, shape: &ModelShape, window: Option<usize>, sequence: &'a SequenceRows) -> Vec<Piece<'a>> {
+    let (first_row, rows) = (sequence.first_row as usize, sequence.rows as usize);
+    let first_position = batch.positions[first_row] as usize;
+    let longest = (MAX_SCORES / (shape.heads * (first_position + rows))).max(1);
+    (0..rows)
+        .step_by(longest)
+        .map(|offset| {
+            let rows = longest.min(rows - offset);
+            let first_position = first_position + offset;
+            let first_key = window.map_or(0, |window| (first_position + 1).saturating_sub(window));
+            let keys = first_position + rows - first_key;
+            Piece { first_row: first_row + offset, rows, first_position, first_key, keys, sequence }
+        })
+        .collect()
+}
+
+impl Group {
+    fn new(
+        pieces: &[Piece],
+        select: Option<Tensor>,
+        shape: &ModelShape,
+        kv: KvShape,
+        window: Option<usize>,
+        device: &Device,
+    ) -> Result<Self> {
+        let rows = pieces[0].rows;
+        let keys = pieces.iter().map(|piece| piece.keys).max().unwrap_or(0);
+        let mut places = Vec::with_capacity(pieces.len() * shape.kv_heads * keys);
+        for piece in pieces {
+            // Padding points at the piece's own last key: another sequence's value, were it not a number, must not reach
+            // this one even through a weight of zero.
+            let slots: Vec<usize> =
+                (0..keys).map(|key| slot(piece.sequence, piece.first_key + key.min(piece.keys - 1), kv)).collect();
+            for head in 0..shape.kv_heads {
+                places.extend(slots.iter().map(|slot| (slot * shape.kv_heads + head) as u32));
+            }
+        }
+        let sees = |piece: &Piece, row: usize, key: usize| {
+            let (own, other) = (piece.first_position + row, piece.first_key + key);
+            key < piece.keys && other <= own && window.is_none_or(|window| own - other < window)
+        };
+        let mut mask = Vec::with_capacity(pieces.len() * rows * keys);
+        for piece in pieces {
+            for row in 0..rows {
+                mask.extend((0..keys).map(|key| if sees(piece, row, key) { 0.0f32 } else { f32::NEG_INFINITY }));
+            }
+        }
+        let mask = match mask.iter().all(|value| *value == 0.0) {
+            true => None,
+            false => Some(Tensor::from_vec(mask, (pieces.len(), 1, rows, keys), device)?),
+        };
+        let places = Tensor::new(places.as_slice(), device)?;
+        Ok(Self { pieces: pieces.len(), rows, keys, select, places, mask })
+    }
+}
