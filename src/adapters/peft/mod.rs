@@ -2,6 +2,7 @@
 //! never a part of an adapter, never the base alone.
 
 mod config;
+mod dialect;
 mod json;
 mod manifest;
 mod pattern;

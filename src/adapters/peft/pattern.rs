@@ -1,6 +1,8 @@
 use fancy_regex::{Regex as Backtracking, RegexBuilder as BacktrackingBuilder};
 use regex::{Regex as Linear, RegexBuilder as LinearBuilder};
 
+use super::dialect;
+
 /// A regular expression that PEFT gives to Python's `re`. Linear-time where it can be; look-around and back-references
 /// run on a backtracking matcher with a limit on its steps.
 ///
@@ -62,7 +64,7 @@ impl PythonPattern {
         if got > MAX_CHARS {
             return Err(PatternError::TooLong { got, limit: MAX_CHARS });
         }
-        refuse_ambiguous(written, stands_first)?;
+        dialect::refuse_ambiguous(written, stands_first)?;
         if let Ok(linear) = LinearBuilder::new(whole).size_limit(MAX_COMPILED_BYTES).build() {
             return Ok(Self { matcher: Matcher::Linear(linear) });
         }
@@ -99,79 +101,6 @@ impl PythonPattern {
             }
         }
     }
-}
-
-/// Refuses what compiles on both sides with another meaning, or compiles here and not in Python
-/// (<https://docs.python.org/3/library/re.html#regular-expression-syntax>).
-fn refuse_ambiguous(pattern: &str, stands_first: bool) -> Result<(), PatternError> {
-    let ambiguous = |construct: String| Err(PatternError::Ambiguous { construct });
-    let flags_at_start = pattern.strip_prefix("(?").and_then(|rest| rest.split_once(')')).map(|(flags, _)| flags);
-    let skipped = match flags_at_start {
-        Some(flags) if stands_first && !flags.is_empty() && flags.chars().all(|flag| "imsx".contains(flag)) => {
-            flags.len() + 3
-        }
-        Some(_) | None => 0,
-    };
-    let mut chars = pattern[skipped..].chars().peekable();
-    let mut in_class = false;
-    let mut class_items = 0usize;
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => match chars.next() {
-                None => return ambiguous("a backslash at the end".to_owned()),
-                Some('b') if chars.peek() == Some(&'{') => return ambiguous("'\\b{'".to_owned()),
-                Some(escaped) => {
-                    let known = "AbBdDsSwWZafnrtvxu".contains(escaped) || matches!(escaped, '1'..='9');
-                    let literal = !escaped.is_ascii_alphanumeric() && !matches!(escaped, '<' | '>');
-                    if !known && !literal {
-                        return ambiguous(format!("'\\{}'", escaped.escape_debug()));
-                    }
-                    if matches!(escaped, 'x' | 'u') && chars.peek() == Some(&'{') {
-                        return ambiguous(format!("'\\{escaped}{{'"));
-                    }
-                    class_items += 1;
-                }
-            },
-            '[' if !in_class => {
-                in_class = true;
-                class_items = 0;
-                chars.next_if_eq(&'^');
-                // In both languages a bracket right after the opening one is a member, not the end.
-                if chars.next_if_eq(&']').is_some() {
-                    class_items += 1;
-                }
-            }
-            ']' if in_class => in_class = false,
-            '[' if in_class => return ambiguous("'[' inside brackets".to_owned()),
-            '&' | '-' | '~' if in_class && chars.peek() == Some(&c) && class_items > 0 => {
-                return ambiguous(format!("'{c}{c}' inside brackets"));
-            }
-            '(' if !in_class && chars.peek() == Some(&'?') => {
-                chars.next();
-                match chars.peek() {
-                    Some(':' | '=' | '!' | '#' | '>' | 'P') => {}
-                    Some('i' | 's' | 'm' | 'x' | '-') => {
-                        while chars.next_if(|c| "imsx-".contains(*c)).is_some() {}
-                        // `(?i:…)` is alike on both sides; flags for the rest of the pattern are not.
-                        if chars.peek() != Some(&':') {
-                            return ambiguous("a flag inside the pattern".to_owned());
-                        }
-                    }
-                    // Python: look-behind only; `(?<name>` is Rust's.
-                    Some('<') => {
-                        chars.next();
-                        if !matches!(chars.peek(), Some('=' | '!')) {
-                            return ambiguous("'(?<'".to_owned());
-                        }
-                    }
-                    Some(other) => return ambiguous(format!("'(?{}'", other.escape_debug())),
-                    None => return ambiguous("'(?' at the end".to_owned()),
-                }
-            }
-            _ => class_items += 1,
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -214,12 +143,20 @@ mod tests {
             (r"(?<name>q)_proj", "'(?<'"),
             (r"(?U).*", "'(?U'"),
             (r"q\", "at the end"),
+            (r"(?x: q _proj)", "'(?x'"),
+            (r"[\b]_proj", "inside brackets"),
+            (r"\161_proj", "three digits"),
+            ("q*+q_proj", "'*+'"),
+            ("q**_proj", "'**'"),
+            ("q{1}{2}_proj", "'{'"),
+            ("q+?*_proj", "'*'"),
+            ("^*q_proj", "nothing"),
         ] {
             let error = PythonPattern::full(pattern).unwrap_err().to_string();
             assert!(error.contains(&named.replace("\\\\", "\\")), "{pattern}: {error}");
         }
         assert!(matches!(PythonPattern::full("("), Err(PatternError::Syntax(_))));
-        assert!(matches!(PythonPattern::full("*q"), Err(PatternError::Syntax(_))));
+        assert!(matches!(PythonPattern::full("q{2,1}"), Err(PatternError::Syntax(_))));
         assert!(matches!(PythonPattern::full(&"a".repeat(5000)), Err(PatternError::TooLong { got: 5000, .. })));
     }
 
