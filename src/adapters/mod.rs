@@ -21,6 +21,7 @@ use crate::{
 };
 
 pub use self::{
+    catalog::nearest,
     residency::ResidencySnapshot,
     shelf::{AdapterStore, Opened},
 };

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::journal::CompletionKind;
+use crate::journal::{CompletionKind, JournalError};
 use crate::{
     adapters::AdapterError,
     engine::{EngineFault, KvSalt, SubmitError},
@@ -82,6 +82,9 @@ pub enum AskError {
     Text(#[from] TextError),
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    /// Scoring an echoed prompt failed.
+    #[error(transparent)]
+    Engine(#[from] EngineFault),
     #[error("{parameter}: {reason}")]
     Invalid { parameter: &'static str, reason: String },
     #[error("the record cannot take another answer now")]
@@ -145,4 +148,16 @@ pub enum ReplyError {
     Deadline { limit_ms: u64 },
     #[error("the record could not be written: {reason}")]
     Record { reason: String },
+}
+
+impl From<JournalError> for AskError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Full { retry_after_ms, .. } => Self::RecordFull { retry_after_ms },
+            JournalError::Down { reason } | JournalError::Write { reason } | JournalError::Read { reason } => {
+                Self::RecordDown { reason }
+            }
+            JournalError::UnknownCursor { after } => Self::RecordDown { reason: after },
+        }
+    }
 }

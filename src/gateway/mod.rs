@@ -1,5 +1,169 @@
 //! One request from question to recorded answer. Used by HTTP, evaluation, probes and replay alike.
 
 mod ask;
+mod choice;
+mod question;
+mod reply;
+mod route;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 pub use ask::{Ask, AskError, Caller, Prompt, ReplyError, ReplyEvent, ReplyHead};
+pub use reply::Reply;
+pub use route::Route;
+use tokio::sync::{Semaphore, watch};
+
+use crate::{
+    adapters::AdapterStore,
+    engine::EngineHandle,
+    journal::Journal,
+    metrics::Metrics,
+    terms::{Digest, RecordPolicy, SamplingLayer},
+    text::Text,
+};
+
+/// What a gateway is made of.
+pub struct Parts {
+    pub engine: EngineHandle,
+    pub adapters: Arc<AdapterStore>,
+    pub text: Arc<Text>,
+    pub journal: Journal,
+    pub metrics: Arc<Metrics>,
+    pub settings: GatewaySettings,
+}
+
+/// What a gateway is told once.
+#[derive(Clone, Debug)]
+pub struct GatewaySettings {
+    /// The base's names; answers echo the first.
+    pub base_names: Vec<String>,
+    pub base: Digest,
+    /// Sampling defaults that come with the base.
+    pub base_sampling: SamplingLayer,
+    /// Tokens that end a turn of the base.
+    pub eos_tokens: Vec<u32>,
+    /// The server's recording policy.
+    pub record: RecordPolicy,
+    /// Answer tokens where a request names no limit.
+    pub default_max_tokens: usize,
+    /// The longest an answer may take, from admission.
+    pub answer_timeout: Duration,
+    /// Prompts that may be tokenized at the same time.
+    pub tokenizer_threads: usize,
+}
+
+/// Answers requests: base or adapter, each recorded. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway(Arc<Inner>);
+
+struct Inner {
+    parts: Parts,
+    tokenizing: Arc<Semaphore>,
+    draining: AtomicBool,
+    cut_off: watch::Sender<bool>,
+    /// Answers under way.
+    running: watch::Sender<usize>,
+}
+
+impl Gateway {
+    pub fn new(parts: Parts) -> Self {
+        let tokenizing = Arc::new(Semaphore::new(parts.settings.tokenizer_threads.max(1)));
+        let cut_off = watch::Sender::new(false);
+        let running = watch::Sender::new(0);
+        Self(Arc::new(Inner { parts, tokenizing, draining: AtomicBool::new(false), cut_off, running }))
+    }
+
+    /// Takes a request to the point where its answer begins. Everything that can be refused is refused here.
+    ///
+    /// # Errors
+    /// [`AskError`]; then nothing runs and nothing is recorded.
+    pub async fn ask(&self, ask: Ask) -> Result<Reply, AskError> {
+        if self.is_draining() {
+            return Err(AskError::Draining);
+        }
+        let parts = &self.0.parts;
+        let route = route::choose(&ask.model, &ask.caller, &parts.settings.base_names, &parts.adapters)?;
+        let slot = parts.journal.reserve(question::choices(&ask))?;
+        let lease = match &route {
+            Route::Base => None,
+            Route::Adapter { name, version } => Some(parts.adapters.lease(name, *version).await?),
+        };
+        let question = question::settle(self, ask, lease).await?;
+        reply::begin(self, question, slot).await
+    }
+
+    /// No new requests from now on; running answers go on.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Acquire)
+    }
+
+    /// Waits until no answer is under way.
+    pub async fn idle(&self) {
+        // The sender lives as long as this gateway does, so waiting cannot fail.
+        let _ = self.0.running.subscribe().wait_for(|running| *running == 0).await;
+    }
+
+    /// Ends every running answer with [`ReplyError::CutOff`].
+    pub fn cut_off(&self) {
+        self.0.cut_off.send_replace(true);
+    }
+
+    fn count_running(&self) -> Running {
+        self.0.running.send_modify(|running| *running += 1);
+        Running(self.clone())
+    }
+
+    /// Which weights would answer to `model`, for callers that list or look up models.
+    pub fn route(&self, model: &str, caller: &Caller) -> Result<Route, AskError> {
+        let parts = &self.0.parts;
+        route::choose(model, caller, &parts.settings.base_names, &parts.adapters)
+    }
+
+    /// The base's name as answers echo it.
+    pub fn base_name(&self) -> &str {
+        self.0.parts.settings.base_names.first().map_or("base", String::as_str)
+    }
+
+    pub fn settings(&self) -> &GatewaySettings {
+        &self.0.parts.settings
+    }
+
+    pub fn engine(&self) -> &EngineHandle {
+        &self.0.parts.engine
+    }
+
+    pub fn adapters(&self) -> &Arc<AdapterStore> {
+        &self.0.parts.adapters
+    }
+
+    pub fn text(&self) -> &Arc<Text> {
+        &self.0.parts.text
+    }
+
+    pub fn journal(&self) -> &Journal {
+        &self.0.parts.journal
+    }
+
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.parts.metrics
+    }
+}
+
+/// Counts one answer under way for as long as it lives.
+struct Running(Gateway);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.0.running.send_modify(|running| *running -= 1);
+    }
+}

@@ -161,6 +161,7 @@ impl From<AskError> for ApiError {
             AskError::Adapter(error) => error.into(),
             AskError::Text(error) => error.into(),
             AskError::Submit(error) => error.into(),
+            AskError::Engine(fault) => ReplyError::Engine(fault).into(),
             AskError::Invalid { parameter, .. } => Self::invalid(parameter, error),
             AskError::RecordFull { retry_after_ms } => Self::overloaded(error, retry_after_ms),
             AskError::RecordDown { reason } => {
