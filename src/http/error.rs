@@ -14,6 +14,7 @@ use crate::{
     adapters::{AdapterError, Refusal},
     engine::{EngineFault, SubmitError},
     gateway::{AskError, ReplyError},
+    journal::JournalError,
     text::TextError,
 };
 
@@ -161,13 +162,10 @@ impl From<AskError> for ApiError {
             AskError::Adapter(error) => error.into(),
             AskError::Text(error) => error.into(),
             AskError::Submit(error) => error.into(),
-            AskError::Engine(fault) => ReplyError::Engine(fault).into(),
+            AskError::Engine(fault) => fault.into(),
             AskError::Invalid { parameter, .. } => Self::invalid(parameter, error),
             AskError::RecordFull { retry_after_ms } => Self::overloaded(error, retry_after_ms),
-            AskError::RecordDown { reason } => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "record_unavailable", "the record is not writable")
-                    .because(reason)
-            }
+            AskError::RecordDown { reason } => Self::record_unavailable(reason),
             AskError::Draining => Self::draining(),
         }
     }
@@ -179,7 +177,21 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "the server is shutting down").again_in(1000)
     }
 
-    fn engine_stopped() -> Self {
+    /// Every seat is taken; a connection that closes frees one.
+    pub fn crowded(limit: usize) -> Self {
+        Self::overloaded(format!("{limit} connections are open, the limit"), 1000)
+    }
+
+    pub fn record_unavailable(reason: impl Display) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "record_unavailable", "the record is not writable").because(reason)
+    }
+
+    /// A handler ran without the layers that say who asks.
+    pub fn unguarded() -> Self {
+        Self::internal("internal_error", "something went wrong here", "a route without its layers")
+    }
+
+    pub fn engine_stopped() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "engine_stopped", "the engine has stopped")
     }
 }
@@ -250,16 +262,37 @@ impl From<SubmitError> for ApiError {
     }
 }
 
+impl From<JournalError> for ApiError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Full { retry_after_ms, .. } => Self::overloaded(error, retry_after_ms),
+            JournalError::Down { reason } => Self::record_unavailable(reason),
+            JournalError::Write { reason } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "record_unavailable", "the change could not be recorded")
+                    .because(reason)
+            }
+            JournalError::Read { reason } => {
+                Self::internal("record_unreadable", "the record could not be read", reason)
+            }
+            JournalError::UnknownCursor { .. } => Self::invalid("after", error),
+        }
+    }
+}
+
+impl From<EngineFault> for ApiError {
+    fn from(fault: EngineFault) -> Self {
+        match fault {
+            EngineFault::NotFinite => Self::internal("model_not_finite", "the model's scores were not finite", fault),
+            EngineFault::Step(reason) => Self::internal("engine_failed", "the forward pass failed", reason),
+            EngineFault::Stopped => Self::engine_stopped(),
+        }
+    }
+}
+
 impl From<ReplyError> for ApiError {
     fn from(error: ReplyError) -> Self {
         match error {
-            ReplyError::Engine(fault) => match fault {
-                EngineFault::NotFinite => {
-                    Self::internal("model_not_finite", "the model's scores were not finite", fault)
-                }
-                EngineFault::Step(reason) => Self::internal("engine_failed", "the forward pass failed", reason),
-                EngineFault::Stopped => Self::engine_stopped(),
-            },
+            ReplyError::Engine(fault) => fault.into(),
             ReplyError::CutOff => Self::draining(),
             ReplyError::Deadline { .. } => Self::new(StatusCode::GATEWAY_TIMEOUT, "answer_timeout", error),
             ReplyError::Record { reason } => {

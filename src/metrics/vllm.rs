@@ -12,6 +12,8 @@ use super::Metrics;
 pub struct VllmView {
     /// The base's name.
     pub model_name: String,
+    pub running: usize,
+    pub waiting: usize,
     /// Different adapters that one batch may hold.
     pub max_lora: usize,
     /// Names of the adapters whose weights are in memory, busy or idle.
@@ -42,8 +44,8 @@ pub(super) fn render(metrics: &Metrics, view: &VllmView, text: &mut String) {
         blocks => metrics.kv_blocks_used.get() as f64 / blocks as f64,
     };
     let series = [
-        ("num_requests_running", "Sequences with a place in the batch.", &labels, metrics.running.get() as f64),
-        ("num_requests_waiting", "Sequences waiting for a place.", &labels, metrics.waiting.get() as f64),
+        ("num_requests_running", "Sequences with a place in the batch.", &labels, view.running as f64),
+        ("num_requests_waiting", "Sequences waiting for a place.", &labels, view.waiting as f64),
         ("kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.", &labels, usage),
         ("lora_requests_info", "Adapters in memory and being loaded; the value is the Unix time.", &lora, now),
         ("cache_config_info", "Geometry of the KV cache.", &cache, 1.0),
@@ -68,11 +70,12 @@ mod tests {
         let metrics = Metrics::new();
         let view = VllmView {
             model_name: "tiny \"base\"".into(),
+            running: 3,
+            waiting: 0,
             max_lora: 4,
             resident: vec!["poet".into(), "team/sql".into()],
             loading: vec!["lawyer".into()],
         };
-        metrics.running.set(3);
         for view in [&VllmView::default(), &view] {
             let text = metrics.render(view);
             let lora = text.lines().filter(|line| line.starts_with("vllm:lora_requests_info{"));

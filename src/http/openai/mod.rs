@@ -1,10 +1,18 @@
 //! OpenAI's API: wire types and handlers.
 
+pub mod create;
 pub mod fields;
+pub mod logprobs;
 pub mod messages;
+pub mod models;
 pub mod params;
 pub mod question;
 pub mod refused;
+pub mod stored;
+pub mod stream;
+pub mod tokens;
+pub mod wire;
+pub mod writer;
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

@@ -4,11 +4,11 @@ use http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, integer_at, number_at, shown, string_at, wrong_type};
-use crate::{config::LimitsConfig, http::error::ApiError, terms::SamplingLayer};
+use crate::{config::LimitsConfig, http::error::ApiError, terms::SamplingLayer, text::ChatOptions};
 
 /// The largest answer that any context could hold; the context itself is checked with the prompt.
 const MAX_TOKENS: usize = 1 << 31;
-const MAX_MODEL_BYTES: usize = 512;
+pub const MAX_MODEL_BYTES: usize = 512;
 const MAX_USER_BYTES: usize = 512;
 const MAX_LOGIT_BIAS: usize = 4096;
 const MAX_STOP_TOKENS: usize = 256;
@@ -156,6 +156,25 @@ fn stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>, ApiError> {
         return Err(ApiError::invalid("stop_token_ids", message));
     }
     token_ids("stop_token_ids", &items)
+}
+
+/// How a conversation is laid out: it ends with the beginning of an answer, unless its last message is to be continued.
+pub fn chat_options(fields: &mut Fields) -> Result<ChatOptions, ApiError> {
+    let continue_final_message = fields.boolean("continue_final_message")?.unwrap_or(false);
+    let opens = fields.boolean("add_generation_prompt")?;
+    if continue_final_message && opens == Some(true) {
+        let message = "continue_final_message and add_generation_prompt cannot both be true";
+        return Err(ApiError::invalid("continue_final_message", message));
+    }
+    Ok(ChatOptions { add_generation_prompt: opens.unwrap_or(!continue_final_message), continue_final_message })
+}
+
+/// A list of token ids that the request must have.
+pub fn required_token_ids(fields: &mut Fields, name: &str) -> Result<Vec<u32>, ApiError> {
+    match fields.required(name)? {
+        Value::Array(items) => token_ids(name, &items),
+        other => Err(wrong_type(name, "an array of token ids", &other)),
+    }
 }
 
 /// Token ids at `place`; whether the vocabulary has them is checked with the prompt.

@@ -46,17 +46,12 @@ pub fn chat(map: Map<String, Value>, envelope: Envelope, limits: &LimitsConfig) 
     if top.is_some_and(|top| top > 0) && !logprobs {
         return Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs: true"));
     }
-    let continues = fields.boolean("continue_final_message")?.unwrap_or(false);
-    let opens = fields.boolean("add_generation_prompt")?;
-    if continues && opens == Some(true) {
-        let message = "continue_final_message and add_generation_prompt cannot both be true";
-        return Err(ApiError::invalid("continue_final_message", message));
-    }
+    let options = params::chat_options(&mut fields)?;
     params::leave(fields, limits, &mut shared.form)?;
     let prompt = Prompt::Chat {
         messages,
-        add_generation_prompt: opens.unwrap_or(!continues),
-        continue_final_message: continues,
+        add_generation_prompt: options.add_generation_prompt,
+        continue_final_message: options.continue_final_message,
     };
     let top = logprobs.then(|| top.unwrap_or(0) as u8);
     let question =

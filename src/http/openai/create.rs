@@ -1,0 +1,112 @@
+//! `/v1/chat/completions` and `/v1/completions`: the handlers.
+
+use axum::{
+    Extension,
+    body::Body,
+    extract::{FromRequestParts, State},
+    response::Response,
+};
+use http::{HeaderName, HeaderValue, header, request::Parts};
+
+use super::{
+    params::Form,
+    question::{self, Envelope},
+    stream,
+    writer::{Manner, Writer},
+};
+use crate::{
+    gateway::{Ask, Reply, ReplyEvent},
+    http::{
+        AppState,
+        auth::{Identity, record_header},
+        body::JsonBody,
+        error::ApiError,
+        request::{RequestId, Trace},
+    },
+};
+
+/// The versions that answered.
+const VERSION: HeaderName = HeaderName::from_static("x-tunegate-version");
+/// What was asked for and had no effect.
+const IGNORED: HeaderName = HeaderName::from_static("x-tunegate-ignored");
+/// Names in [`IGNORED`]; the rest is counted.
+const MAX_IGNORED: usize = 16;
+
+impl<S: Send + Sync> FromRequestParts<S> for Envelope {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let (Some(RequestId(id)), Some(identity)) =
+            (parts.extensions.get::<RequestId>(), parts.extensions.get::<Identity>())
+        else {
+            return Err(ApiError::unguarded());
+        };
+        Ok(Self { request_id: id.clone(), caller: identity.caller.clone(), record: record_header(&parts.headers)? })
+    }
+}
+
+/// POST /v1/chat/completions
+pub async fn chat(
+    State(app): State<AppState>,
+    Extension(trace): Extension<Trace>,
+    envelope: Envelope,
+    JsonBody(map): JsonBody,
+) -> Result<Response, ApiError> {
+    let (ask, form) = question::chat(map, envelope, app.limits())?;
+    answer(&app, ask, form, trace).await.map_err(ApiError::in_chat)
+}
+
+/// POST /v1/completions
+pub async fn completions(
+    State(app): State<AppState>,
+    Extension(trace): Extension<Trace>,
+    envelope: Envelope,
+    JsonBody(map): JsonBody,
+) -> Result<Response, ApiError> {
+    let (ask, form) = question::completions(map, envelope, app.limits())?;
+    answer(&app, ask, form, trace).await
+}
+
+async fn answer(app: &AppState, ask: Ask, form: Form, trace: Trace) -> Result<Response, ApiError> {
+    let manner = Manner::of(&ask, form.clone());
+    let reply = app.gateway().ask(ask).await?;
+    let head = reply.head().clone();
+    trace.answered_by(&head.model, &head.version);
+    let version = HeaderValue::from_str(&head.version);
+    let writer = Writer::new(manner, head, app.gateway().text().clone());
+    let mut response =
+        if form.stream { stream::response(reply, writer, trace) } else { whole(reply, writer, trace).await? };
+    // Digests and names of digests: always a header's value.
+    response.headers_mut().extend(version.ok().map(|version| (VERSION, version)));
+    Ok(named(app, &form, response))
+}
+
+/// The answer as one object. Dropping this future drops the reply.
+async fn whole(mut reply: Reply, mut writer: Writer, trace: Trace) -> Result<Response, ApiError> {
+    while let Some(event) = reply.next().await? {
+        if matches!(event, ReplyEvent::Piece { .. }) {
+            trace.token();
+        }
+        writer.gather(event);
+    }
+    trace.finished(writer.ending(), writer.usage());
+    let mut response = Response::new(Body::from(writer.whole()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+/// The response, with the names of what had no effect.
+pub(super) fn named(app: &AppState, form: &Form, mut response: Response) -> Response {
+    let ignored: Vec<&str> = form.ignored().collect();
+    if ignored.is_empty() {
+        return response;
+    }
+    app.name_ignored(ignored.iter().copied());
+    let mut names = ignored[..ignored.len().min(MAX_IGNORED)].join(", ");
+    if ignored.len() > MAX_IGNORED {
+        names.push_str(&format!(", and {} more", ignored.len() - MAX_IGNORED));
+    }
+    // Names come escaped to printable ASCII.
+    response.headers_mut().extend(HeaderValue::from_str(&names).ok().map(|names| (IGNORED, names)));
+    response
+}

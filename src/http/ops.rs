@@ -1,0 +1,69 @@
+//! Health, metrics and version: answered from what is known already, never by asking the engine.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header};
+use serde_json::json;
+
+use super::{AppState, error::ApiError};
+use crate::{adapters::Residency, journal::Health, metrics::VllmView};
+
+/// GET /health: whether the engine is alive. Idle is alive; work that does not move is not.
+pub async fn health(State(app): State<AppState>) -> Response {
+    match engine_fault(&app) {
+        Some(error) => error.into_response(),
+        None => Json(json!({"status": "ok"})).into_response(),
+    }
+}
+
+/// GET /health/ready: whether new requests are welcome.
+pub async fn ready(State(app): State<AppState>) -> Response {
+    let fault = if app.is_draining() { Some(ApiError::draining()) } else { engine_fault(&app) };
+    let fault = fault.or_else(|| match app.gateway().journal().health() {
+        Health::Up => None,
+        Health::Down { reason } => Some(ApiError::record_unavailable(reason)),
+    });
+    match fault {
+        Some(error) => error.into_response(),
+        None => Json(json!({"status": "ready"})).into_response(),
+    }
+}
+
+fn engine_fault(app: &AppState) -> Option<ApiError> {
+    let load = app.gateway().engine().load();
+    if load.stopped {
+        return Some(ApiError::engine_stopped());
+    }
+    load.stalled.then(|| {
+        let message = format!("the engine has work and has not moved for {} ms", load.since_last_step.as_millis());
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "engine_stalled", message)
+    })
+}
+
+/// GET /metrics, in Prometheus' text format.
+pub async fn metrics(State(app): State<AppState>) -> Response {
+    let load = app.gateway().engine().load();
+    let entries = app.gateway().adapters().list();
+    let names = |wanted: Residency| {
+        let there = entries.iter().filter(move |entry| entry.residency == wanted);
+        there.map(|entry| entry.name.to_string()).collect::<Vec<_>>()
+    };
+    let view = VllmView {
+        model_name: app.gateway().base_name().to_owned(),
+        running: load.running,
+        waiting: load.waiting,
+        max_lora: app.max_loras(),
+        resident: names(Residency::Resident),
+        loading: names(Residency::Loading),
+    };
+    let text = app.metrics().render(&view);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// GET /version.
+pub async fn version() -> Response {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")})).into_response()
+}

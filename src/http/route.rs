@@ -1,0 +1,152 @@
+//! Every route that is served, once: the router, the guard and the OpenAPI document are made from this list.
+
+use axum::{
+    extract::{MatchedPath, Request},
+    routing::{MethodRouter, delete, get, post},
+};
+use http::Method;
+
+use super::{
+    AppState,
+    openai::{create, models, stored, tokens},
+    openapi, ops,
+};
+
+/// One method of one path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Route {
+    ChatCompletions,
+    Completions,
+    ListStored,
+    GetStored,
+    UpdateStored,
+    DeleteStored,
+    StoredMessages,
+    Models,
+    Model,
+    Tokenize,
+    Detokenize,
+    Health,
+    Ready,
+    Metrics,
+    Version,
+    OpenApi,
+}
+
+impl Route {
+    pub const ALL: &'static [Self] = &[
+        Self::ChatCompletions,
+        Self::Completions,
+        Self::ListStored,
+        Self::GetStored,
+        Self::UpdateStored,
+        Self::DeleteStored,
+        Self::StoredMessages,
+        Self::Models,
+        Self::Model,
+        Self::Tokenize,
+        Self::Detokenize,
+        Self::Health,
+        Self::Ready,
+        Self::Metrics,
+        Self::Version,
+        Self::OpenApi,
+    ];
+
+    /// As the router matches it.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::ChatCompletions | Self::ListStored => "/v1/chat/completions",
+            Self::GetStored | Self::UpdateStored | Self::DeleteStored => "/v1/chat/completions/{id}",
+            Self::StoredMessages => "/v1/chat/completions/{id}/messages",
+            Self::Completions => "/v1/completions",
+            Self::Models => "/v1/models",
+            Self::Model => "/v1/models/{*id}",
+            Self::Tokenize => "/tokenize",
+            Self::Detokenize => "/detokenize",
+            Self::Health => "/health",
+            Self::Ready => "/health/ready",
+            Self::Metrics => "/metrics",
+            Self::Version => "/version",
+            Self::OpenApi => "/openapi.json",
+        }
+    }
+
+    pub const fn method(self) -> Method {
+        match self {
+            Self::ChatCompletions | Self::Completions | Self::UpdateStored | Self::Tokenize | Self::Detokenize => {
+                Method::POST
+            }
+            Self::DeleteStored => Method::DELETE,
+            Self::ListStored
+            | Self::GetStored
+            | Self::StoredMessages
+            | Self::Models
+            | Self::Model
+            | Self::Health
+            | Self::Ready
+            | Self::Metrics
+            | Self::Version
+            | Self::OpenApi => Method::GET,
+        }
+    }
+
+    /// Whether it answers without a key. Probes and scrapers cannot send one, and what they get is nobody's secret.
+    pub const fn is_open(self) -> bool {
+        match self {
+            Self::Health | Self::Ready | Self::Metrics | Self::Version | Self::OpenApi => true,
+            Self::ChatCompletions
+            | Self::Completions
+            | Self::ListStored
+            | Self::GetStored
+            | Self::UpdateStored
+            | Self::DeleteStored
+            | Self::StoredMessages
+            | Self::Models
+            | Self::Model
+            | Self::Tokenize
+            | Self::Detokenize => false,
+        }
+    }
+
+    pub(super) fn handler(self) -> MethodRouter<AppState> {
+        match self {
+            Self::ChatCompletions => post(create::chat),
+            Self::Completions => post(create::completions),
+            Self::ListStored => get(stored::list),
+            Self::GetStored => get(stored::get),
+            Self::UpdateStored => post(stored::update),
+            Self::DeleteStored => delete(stored::delete),
+            Self::StoredMessages => get(stored::messages),
+            Self::Models => get(models::list),
+            Self::Model => get(models::get),
+            Self::Tokenize => post(tokens::tokenize),
+            Self::Detokenize => post(tokens::detokenize),
+            Self::Health => get(ops::health),
+            Self::Ready => get(ops::ready),
+            Self::Metrics => get(ops::metrics),
+            Self::Version => get(ops::version),
+            Self::OpenApi => get(openapi::document),
+        }
+    }
+
+    /// A route at the matched path of a request; the path alone says whether it is open.
+    pub fn of(request: &Request) -> Option<Self> {
+        let path = request.extensions().get::<MatchedPath>()?;
+        Self::ALL.iter().copied().find(|route| route.path() == path.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_and_closed_routes_share_no_path() {
+        for one in Route::ALL {
+            for other in Route::ALL {
+                assert!(one.path() != other.path() || one.is_open() == other.is_open(), "{one:?} and {other:?}");
+            }
+        }
+    }
+}
