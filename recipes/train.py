@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Trains one LoRA adapter with PEFT on rows of {"messages": […]}, in minutes on two cores.
 
-Only the layers from `--from-layer` up are adapted, so what the layers below compute for a row never changes: it is computed once and kept.
+Only the layers from `--from-layer` up are adapted, so what the layers below compute for a row never changes: it is computed once and kept. The rows of a batch
+are packed into one sequence behind the one system prompt that all of them share.
 The loss is on the assistant's tokens alone, <|im_end|> included; everything before is what the model's chat template renders for the row's messages.
 
     python3 recipes/train.py ROWS.jsonl [MORE.jsonl …] --out FOLDER
@@ -32,41 +33,43 @@ def encoded(tokenizer, messages):
     return prompt_ids + tokenizer.encode(whole[len(prompt) :], add_special_tokens=False), len(prompt_ids)
 
 
-def upper_layers(model, hidden, first):
-    """The decoder from layer `first` on. Rows are padded on the right, so the causal mask alone keeps the padding out."""
+def common_prefix(encodings):
+    """How many tokens all prompts begin with: the template's own, and the same for every row."""
+    first = encodings[0][0]
+    length = min(prompt for _, prompt in encodings) - 1
+    for ids, _ in encodings:
+        while ids[:length] != first[:length]:
+            length -= 1
+    return length
+
+
+def layout(prefix, lengths):
+    """Positions and mask of rows packed into one sequence [prefix, row, row, …] in which each row sees the prefix and itself: no padding, and the prefix computed once."""
     import torch
 
-    positions = torch.arange(hidden.shape[1]).unsqueeze(0)
+    row = torch.cat([torch.zeros(prefix, dtype=torch.long)] + [torch.full((length,), place + 1) for place, length in enumerate(lengths)])
+    positions = torch.cat([torch.arange(prefix)] + [torch.arange(prefix, prefix + length) for length in lengths])
+    sees = ((row[None, :] == 0) | (row[None, :] == row[:, None])) & (positions[None, :] <= positions[:, None])
+    return positions[None, :], sees[None, None]
+
+
+def layers(model, hidden, positions, sees, which):
     rotary = model.rotary_emb(hidden, positions)
-    for layer in model.layers[first:]:
-        hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
-    return model.norm(hidden)
+    for layer in model.layers[which]:
+        hidden = layer(hidden, attention_mask=sees, position_ids=positions, position_embeddings=rotary)
+    return hidden
 
 
-def lower_layers(model, ids, last):
-    import torch
-
-    hidden = model.embed_tokens(torch.tensor([ids]))
-    positions = torch.arange(len(ids)).unsqueeze(0)
-    rotary = model.rotary_emb(hidden, positions)
-    for layer in model.layers[:last]:
-        hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
-    return hidden[0]
-
-
-def batches(lengths, size, rng):
-    """Row numbers in batches of similar length, in random order."""
-    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], rng.random()))
-    groups = [order[i : i + size] for i in range(0, len(order), size)]
-    rng.shuffle(groups)
-    return groups
+def batches(rows, size, rng):
+    """Row numbers, in a new order, in groups of `size`."""
+    order = rng.sample(range(rows), rows)
+    return [order[start : start + size] for start in range(0, rows, size)]
 
 
 def train(arguments):
     import torch
     from peft import LoraConfig, get_peft_model
     from torch.nn import functional
-    from torch.nn.utils.rnn import pad_sequence
 
     torch.manual_seed(arguments.seed)
     rng = random.Random(arguments.seed)
@@ -77,12 +80,13 @@ def train(arguments):
     if max(lengths) > arguments.max_length:
         sys.exit(f"a row has {max(lengths)} tokens, the limit is {arguments.max_length}")
 
-    layers = len(model.model.layers)
+    count = len(model.model.layers)
+    prefix = common_prefix(encodings)
     config = LoraConfig(
         r=arguments.rank,
         lora_alpha=arguments.alpha,
         target_modules=sorted(arguments.targets),
-        layers_to_transform=list(range(arguments.from_layer, layers)) if arguments.from_layer else None,
+        layers_to_transform=list(range(arguments.from_layer, count)) if arguments.from_layer else None,
         layers_pattern="layers" if arguments.from_layer else None,
         task_type="CAUSAL_LM",
     )
@@ -90,11 +94,19 @@ def train(arguments):
     tuned.peft_config["default"].base_model_name_or_path = base.NAME
     decoder, head = model.model, model.lm_head
     weights = [weight for weight in tuned.parameters() if weight.requires_grad]
-    print(f"{len(rows)} rows, {sum(lengths)} tokens; {sum(weight.numel() for weight in weights)} weights to train", flush=True)
+    print(f"{len(rows)} rows, {sum(lengths)} tokens, the first {prefix} always the same; {sum(weight.numel() for weight in weights)} weights to train", flush=True)
 
     started = time.monotonic()
+    lower = [None] * len(rows)
     with torch.no_grad():
-        lower = [lower_layers(decoder, ids, arguments.from_layer) for ids, _ in encodings]
+        for group in batches(len(rows), arguments.batch, rng):
+            own = [lengths[row] - prefix for row in group]
+            tokens = encodings[0][0][:prefix] + [token for row in group for token in encodings[row][0][prefix:]]
+            hidden = layers(decoder, decoder.embed_tokens(torch.tensor([tokens])), *layout(prefix, own), slice(0, arguments.from_layer))
+            shared, *parts = hidden[0].split([prefix, *own])
+            for row, part in zip(group, parts):
+                lower[row] = part.clone()
+        shared = shared.clone()
     print(f"lower layers done in {time.monotonic() - started:.0f} s", flush=True)
 
     optimizer = torch.optim.AdamW(weights, lr=arguments.rate, weight_decay=0.01, betas=(0.9, 0.98))
@@ -104,14 +116,17 @@ def train(arguments):
     tuned.train()
     for epoch in range(arguments.epochs):
         total, count = 0.0, 0
-        for group in batches(lengths, arguments.batch, rng):
-            hidden = upper_layers(decoder, pad_sequence([lower[row] for row in group], batch_first=True), arguments.from_layer)
-            predicting, wanted = [], []
-            for place, row in enumerate(group):
+        for group in batches(len(rows), arguments.batch, rng):
+            own = [lengths[row] - prefix for row in group]
+            hidden = torch.cat([shared] + [lower[row] for row in group])[None]
+            hidden = layers(decoder, hidden, *layout(prefix, own), slice(arguments.from_layer, None))[0]
+            predicting, wanted, start = [], [], 0
+            for row, length in zip(group, own):
                 ids, prompt = encodings[row]
-                predicting.append(hidden[place, prompt - 1 : len(ids) - 1])
+                predicting.append(hidden[start + prompt - 1 : start + len(ids) - 1])
                 wanted.extend(ids[prompt:])
-            loss = functional.cross_entropy(head(torch.cat(predicting)), torch.tensor(wanted))
+                start += length
+            loss = functional.cross_entropy(head(decoder.norm(torch.cat(predicting))), torch.tensor(wanted))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
