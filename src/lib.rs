@@ -4,13 +4,14 @@
 //! The rooms, in reading order; each may import those after it in its line, and the ground.
 //!
 //! - ground: [`terms`] (shared words), [`config`] (every setting), [`metrics`] (every collector)
-//! - [`cli`] (commands) → [`http`] (wire types, handlers) → [`eval`] (suites, scorers, comparisons) → [`gateway`] (one request, question to recorded answer) →
+//! - [`cli`] (commands) → [`app`] (builds, wires, serves, drains) → [`http`] (wire types, handlers) → [`eval`] (suites, scorers, comparisons) → [`gateway`] (one request, question to recorded answer) →
 //!   [`engine`] (continuous batching), [`adapters`] (names, versions, weights), [`text`] (words and tokens),
 //!   [`journal`] (the record)
 //! - [`engine`] → [`model`] (rows in, scores out) → [`kernels`] (slices in, slices out)
 //! - [`adapters`] → [`model`], [`store`]; [`journal`] → [`store`] (the database); [`text`] and [`store`] → ground only
 
 pub mod adapters;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod engine;

@@ -221,7 +221,7 @@ impl Journal {
     fn send(&self, write: Write, since: Instant, room: OwnedSemaphorePermit) -> Receipt {
         let (acknowledge, receipt) = oneshot::channel();
         let entry = Entry { write, since, room, acknowledge };
-        if let Some(Err(_)) = self.0.queue.as_ref().map(|queue| queue.try_send(entry)) {
+        if self.0.queue.as_ref().is_none_or(|queue| queue.try_send(entry).is_err()) {
             // The entry is gone, and with it `acknowledge`: the receipt reports that the writer has stopped.
             self.0.metrics.record_failures.inc();
         }

@@ -88,7 +88,7 @@ impl Store for SqliteStore {
     }
 
     fn probe(&self) -> Result<(), StoreError> {
-        self.write(|connection| write::probe(connection))
+        self.write(write::probe)
     }
 
     fn completion(&self, id: &str) -> Result<Option<Completion>, StoreError> {

@@ -1,0 +1,139 @@
+//! Builds each part, wires them, serves, and drains in order.
+
+use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+
+use crate::{
+    adapters::{AdapterError, AdapterStore, BaseIdentity, Refusal},
+    config::{Config, Device},
+    engine,
+    gateway::{Gateway, GatewaySettings, Parts},
+    journal::{Journal, JournalError},
+    metrics::Metrics,
+    model::{self, DeviceChoice, LoadError, LoadOptions, ModelSource},
+    store::{SqliteStore, StoreError},
+    terms::AdapterVersion,
+    text::{Text, TextError, TextSource},
+};
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error("{address} is in use; stop what listens there, or choose another with --port")]
+    PortInUse { address: SocketAddr },
+    #[error("{address}: {error}")]
+    Listen { address: SocketAddr, error: std::io::Error },
+    #[error("the model cannot be loaded: {0}")]
+    Model(#[from] LoadError),
+    #[error("the tokenizer cannot be loaded: {0}")]
+    Text(#[from] TextError),
+    #[error("the record cannot be opened: {0}")]
+    Store(#[from] StoreError),
+    #[error("the record cannot be opened: {0}")]
+    Journal(#[from] JournalError),
+    #[error("the adapters cannot be read: {0}")]
+    Adapters(#[from] AdapterError),
+    #[error("{0}")]
+    System(String),
+}
+
+/// What a person is told once the server is ready.
+pub struct Ready<'a> {
+    pub address: SocketAddr,
+    pub base: &'a str,
+    pub adapters: Vec<(String, AdapterVersion)>,
+    pub refused: &'a [(String, Vec<Refusal>)],
+    pub notes: &'a [String],
+    /// How long loading took.
+    pub took: Duration,
+}
+
+/// A gateway with its engine, and what came up while it was built.
+pub struct Built {
+    pub gateway: Gateway,
+    pub refused: Vec<(String, Vec<Refusal>)>,
+    pub notes: Vec<String>,
+    engine: JoinHandle<()>,
+}
+
+impl Built {
+    /// Ends the engine; what still runs fails.
+    pub fn stop(self) {
+        self.gateway.engine().stop();
+        if self.engine.join().is_err() {
+            tracing::error!("the engine ended by a panic");
+        }
+    }
+}
+
+/// Loads the base model and opens adapters and record. Takes as long as reading the model takes.
+///
+/// The caller holds the data directory.
+pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError> {
+    let source = ModelSource::detect(&config.model.path)?;
+    let text_source = match &source {
+        ModelSource::Folder(path) => TextSource::Folder(path.clone()),
+        ModelSource::Gguf(path) => TextSource::Gguf(path.clone()),
+    };
+    let loaded = model::load(&source, &load_options(config))?;
+    let text = Arc::new(Text::load(&text_source, config.model.chat_template.clone())?);
+    let base_names = base_names(config);
+    let mut eos_tokens = loaded.eos_tokens;
+    eos_tokens.extend(text.eos_tokens());
+    eos_tokens.sort_unstable();
+    eos_tokens.dedup();
+    let vault = config.record.data_dir.join("vault");
+    let identity = BaseIdentity { shape: loaded.shape.clone(), digest: loaded.digest, name: base_names[0].clone() };
+    let adapters =
+        AdapterStore::open(&config.adapters, &vault, loaded.packer, identity, loaded.base, Arc::clone(metrics))?;
+    let journal = open_journal(config, metrics)?;
+    let (engine, thread) = engine::spawn(loaded.decoder, config.engine.clone(), Arc::clone(metrics));
+    let gateway = Gateway::new(Parts {
+        engine,
+        adapters: adapters.store,
+        text,
+        journal,
+        metrics: Arc::clone(metrics),
+        settings: GatewaySettings {
+            base_names,
+            base: loaded.digest,
+            base_sampling: loaded.sampling,
+            eos_tokens,
+            record: config.record.policy,
+            default_max_tokens: config.limits.default_max_tokens,
+            answer_timeout: config.limits.answer_timeout,
+            tokenizer_threads: 2,
+        },
+    });
+    Ok(Built { gateway, refused: adapters.refused, notes: loaded.notes, engine: thread })
+}
+
+/// Opens the record in the data directory.
+pub fn open_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Journal, AppError> {
+    std::fs::create_dir_all(&config.record.data_dir)
+        .map_err(|error| AppError::System(format!("{}: {error}", config.record.data_dir.display())))?;
+    let store = SqliteStore::open(&config.record.data_dir.join("tunegate.db"))?;
+    Ok(Journal::open(Arc::new(store), &config.record, Arc::clone(metrics))?)
+}
+
+/// The base's names: the configured ones, else the model's file or folder name.
+fn base_names(config: &Config) -> Vec<String> {
+    if !config.server.served_names.is_empty() {
+        return config.server.served_names.clone();
+    }
+    let path = &config.model.path;
+    let name = if path.is_file() { path.file_stem() } else { path.file_name() };
+    vec![name.map_or_else(|| "base".to_owned(), |name| name.to_string_lossy().into_owned())]
+}
+
+fn load_options(config: &Config) -> LoadOptions {
+    LoadOptions {
+        device: match config.model.device {
+            Device::Cpu => DeviceChoice::Cpu,
+            Device::Cuda(index) => DeviceChoice::Cuda(index),
+            Device::Metal(index) => DeviceChoice::Metal(index),
+        },
+        kv_bytes: config.model.kv_bytes,
+        block_tokens: config.model.block_tokens,
+        max_model_len: config.model.max_model_len,
+    }
+}
