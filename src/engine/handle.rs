@@ -17,7 +17,7 @@ use crate::{config::EngineConfig, metrics::Metrics, model::LanguageModel};
 /// Submits jobs to one engine. The engine ends when all its handles are gone and its work is done.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
-    inbox: mpsc::SyncSender<Note>,
+    inbox: mpsc::Sender<Note>,
     pulse: Arc<Pulse>,
     limits: EngineLimits,
     max_queued: usize,
@@ -49,8 +49,8 @@ pub fn spawn(
     };
     let places = scheduler::places(&config);
     let pulse = Arc::new(Pulse::new(config.stall, kv.blocks, config.max_queued, places));
-    // Seats are given out first, so the channel has room for every job that has one, and for a wake-up.
-    let (inbox, notes) = mpsc::sync_channel(config.max_queued + places + 1);
+    // Bounded by the seats: nothing is sent without one.
+    let (inbox, notes) = mpsc::channel();
     let worker = Worker::new(decoder, &config, notes, Arc::clone(&pulse), metrics);
     let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run());
     let handle = EngineHandle { inbox, pulse, limits, max_queued: config.max_queued };
@@ -69,15 +69,11 @@ impl EngineHandle {
         }
         let seat = self.pulse.seat().map_err(|waiting| self.full(waiting))?;
         let note = Note::Run(Box::new(Sequence::new(job, seat)));
-        self.inbox.try_send(note).map_err(|error| {
-            let (note, refusal) = match error {
-                mpsc::TrySendError::Full(note) => (note, self.full(self.pulse.waiting())),
-                mpsc::TrySendError::Disconnected(note) => (note, SubmitError::Stopped),
-            };
+        self.inbox.send(note).map_err(|mpsc::SendError(note)| {
             if let Note::Run(mut sequence) = note {
                 sequence.abandon();
             }
-            refusal
+            SubmitError::Stopped
         })
     }
 
@@ -117,7 +113,7 @@ impl EngineHandle {
     /// Ends the engine after the step under way; whatever has not finished gets `Failed(Stopped)`.
     pub fn stop(&self) {
         self.pulse.ask_to_stop();
-        // A full inbox wakes the engine as well, and one that is gone needs no waking.
-        let _ = self.inbox.try_send(Note::Wake);
+        // An engine that is gone needs no waking.
+        let _ = self.inbox.send(Note::Wake);
     }
 }

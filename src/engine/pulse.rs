@@ -59,15 +59,17 @@ pub struct Occupancy {
 
 impl Pulse {
     pub fn new(stall: Duration, kv_blocks: usize, max_queued: usize, places: usize) -> Self {
+        let room = places.min(1 << 30) as u32;
         Self {
             begun: Instant::now(),
             stall,
             kv_blocks,
-            max_queued,
+            // The desk counts in 32 bits.
+            max_queued: max_queued.min(1 << 30),
             running: AtomicUsize::new(0),
             preempted: AtomicUsize::new(0),
             kv_used: AtomicUsize::new(0),
-            desk: AtomicU64::new(Desk { queued: 0, room: places as u32 }.pack()),
+            desk: AtomicU64::new(Desk { queued: 0, room }.pack()),
             stepped_us: AtomicU64::new(0),
             woken_us: AtomicU64::new(0),
             ended_us: AtomicU64::new(0),
@@ -145,7 +147,7 @@ impl Pulse {
         self.running.store(occupancy.running, Relaxed);
         self.preempted.store(occupancy.preempted, Relaxed);
         self.kv_used.store(occupancy.kv_used, Relaxed);
-        self.change_desk(|desk| Desk { room: occupancy.room as u32, ..desk });
+        self.change_desk(|desk| Desk { room: occupancy.room.min(1 << 30) as u32, ..desk });
     }
 
     /// A step is over and `ended` sequences left with it.

@@ -1,5 +1,6 @@
 //! The engine end to end: jobs in, events out, on a decoder whose every answer depends on every block, position and row.
 
+mod bent;
 mod gate;
 mod neighbours;
 mod toy;
@@ -316,6 +317,26 @@ fn preemption_does_not_change_an_answer() {
     assert!(rows(&engine) > rows(&roomy), "rows were computed again, so somebody was preempted");
     engine.ends_whole();
     roomy.ends_whole();
+}
+
+#[test]
+fn what_is_scored_or_embedded_goes_on_where_it_was_after_preemption() {
+    // 12 blocks of 4; with two rows in a step, the answer grows while the text beside it is read row by row.
+    let config = EngineConfig { max_num_seqs: 2, max_num_batched_tokens: 2, ..config() };
+    let text = prompt(5, 30);
+    for work in [Work::Score { top: 2 }, Work::Embed] {
+        let beside = Ask::work(text.clone(), work);
+        let alone = TestEngine::free(Toy::new(12, 4), config.clone());
+        let expected = alone.ask(&beside).answer();
+        alone.ends_whole();
+        let mut engine = TestEngine::stepped(Toy::new(12, 4), config.clone());
+        let answers = engine.ask_one_by_one(&[Ask::greedy([1], 40), beside], 1);
+        assert_eq!(answers[0].scores.len(), 40);
+        assert_eq!(answers[1].scores, expected.scores);
+        assert_eq!(format!("{:?}", answers[1].last), format!("{:?}", expected.last));
+        assert!(engine.metrics.step_rows.get_sample_sum() > 40.0 + 30.0, "rows were computed again");
+        engine.ends_whole();
+    }
 }
 
 #[test]

@@ -145,6 +145,18 @@ impl TestEngine {
         }
     }
 
+    /// Asks one question after every `pause` steps, and reads all answers. The engine is left to run by itself.
+    pub fn ask_one_by_one(&mut self, asks: &[Ask], pause: usize) -> Vec<Answer> {
+        let ask = |ask: &Ask| {
+            let reader = self.ask(ask);
+            (0..pause).for_each(|_| self.run_one());
+            reader
+        };
+        let readers: Vec<_> = asks.iter().map(ask).collect();
+        self.let_go();
+        readers.into_iter().map(Reader::answer).collect()
+    }
+
     /// From now on steps run by themselves.
     pub fn let_go(&mut self) {
         self.steps = None;
