@@ -3,6 +3,7 @@
 mod bent;
 mod gate;
 mod neighbours;
+mod real;
 mod toy;
 
 use std::time::Duration;
