@@ -1,12 +1,28 @@
 //! Builds each part, wires them, serves, and drains in order.
 
-use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 
 use crate::{
     adapters::{AdapterError, AdapterStore, BaseIdentity, Refusal},
     config::{Config, Device},
     engine,
     gateway::{Gateway, GatewaySettings, Parts},
+    http::{
+        self,
+        auth::{Keys, KeysError},
+        serve::{Listener, ServeSettings},
+    },
     journal::{Journal, JournalError},
     metrics::Metrics,
     model::{self, DeviceChoice, LoadError, LoadOptions, ModelSource},
@@ -32,6 +48,8 @@ pub enum AppError {
     Journal(#[from] JournalError),
     #[error("the adapters cannot be read: {0}")]
     Adapters(#[from] AdapterError),
+    #[error("the API keys cannot be read: {0}")]
+    Keys(#[from] KeysError),
     #[error("{0}")]
     System(String),
 }
@@ -135,5 +153,99 @@ fn load_options(config: &Config) -> LoadOptions {
         kv_bytes: config.model.kv_bytes,
         block_tokens: config.model.block_tokens,
         max_model_len: config.model.max_model_len,
+    }
+}
+
+/// Serves until SIGTERM or SIGINT, then drains: readiness goes red, running answers finish for at most the configured
+/// time, the rest end with an error event, and the record is written out. A second signal ends the wait.
+///
+/// `socket` is the operators' own listener, where there is one; `ready` is told once requests can be answered.
+pub async fn serve(
+    config: Config,
+    socket: Option<tokio::net::UnixListener>,
+    ready: impl FnOnce(&Ready<'_>),
+) -> Result<(), AppError> {
+    let begin = Instant::now();
+    // Bound first: a busy port is known before the model is read.
+    let listener = bind(config.server.listen).await?;
+    let address = listener.local_addr().map_err(|error| AppError::System(error.to_string()))?;
+    let signals = Signals::install()?;
+    let keys = Arc::new(Keys::load(&config.server)?);
+    let metrics = Arc::new(Metrics::new());
+    let config = Arc::new(config);
+    let built = {
+        let (config, metrics) = (Arc::clone(&config), Arc::clone(&metrics));
+        tokio::task::spawn_blocking(move || build(&config, &metrics))
+            .await
+            .map_err(|error| AppError::System(error.to_string()))??
+    };
+    let gateway = built.gateway.clone();
+    let router = http::router(http::AppState::new(gateway.clone(), Arc::clone(&metrics), &config, keys));
+    ready(&Ready {
+        address,
+        base: gateway.base_name(),
+        adapters: gateway.adapters().list().into_iter().map(|entry| (entry.name.to_string(), entry.version)).collect(),
+        refused: &built.refused,
+        notes: &built.notes,
+        took: begin.elapsed(),
+    });
+    let listeners = [Listener::Tcp(listener)].into_iter().chain(socket.map(Listener::Unix)).collect();
+    let settings = ServeSettings { limits: Arc::new(config.limits.clone()), metrics, grace: CLOSE_WITHIN };
+    let (stop, stopping) = oneshot::channel::<()>();
+    let serving = tokio::spawn(http::serve::serve(listeners, router, settings, async {
+        // A dropped sender stops as well.
+        let _ = stopping.await;
+    }));
+    drain(&gateway, signals, config.server.shutdown_timeout).await;
+    drop(stop);
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the listener ended by a panic");
+    }
+    gateway.journal().idle().await;
+    tokio::task::spawn_blocking(move || built.stop()).await.map_err(|error| AppError::System(error.to_string()))
+}
+
+/// How long connections may take to close once their answers have ended.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => AppError::PortInUse { address },
+        _ => AppError::Listen { address, error },
+    })
+}
+
+/// Waits for a signal, then for the answers under way.
+async fn drain(gateway: &Gateway, mut signals: Signals, limit: Duration) {
+    signals.next().await;
+    gateway.drain();
+    tracing::info!(limit_ms = limit.as_millis() as u64, "draining: running answers may finish");
+    tokio::select! {
+        () = gateway.idle() => {}
+        () = tokio::time::sleep(limit) => tracing::warn!("the time to drain is over: the rest is cut off"),
+        () = signals.next() => tracing::warn!("a second signal: the rest is cut off"),
+    }
+    gateway.cut_off();
+    // Each answer records its ending as it is dropped; slow readers are closed with their connections.
+    let _ = tokio::time::timeout(CLOSE_WITHIN, gateway.idle()).await;
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn install() -> Result<Self, AppError> {
+        let install = |kind| signal(kind).map_err(|error| AppError::System(error.to_string()));
+        Ok(Self { terminate: install(SignalKind::terminate())?, interrupt: install(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

@@ -9,4 +9,5 @@ mod gateway;
 mod house;
 mod journal;
 mod parity;
+mod support;
 mod text;
