@@ -52,7 +52,13 @@ impl Faults {
 /// A text from a file as messages may show it: control characters escaped, cut to 120 characters.
 pub fn shown(text: &str) -> String {
     const MOST: usize = 120;
-    let mut shown: String = text.chars().take(MOST).flat_map(char::escape_debug).collect();
+    let mut shown = String::new();
+    for c in text.chars().take(MOST) {
+        match c {
+            '"' | '\'' | '\\' => shown.push(c),
+            _ => shown.extend(c.escape_debug()),
+        }
+    }
     if text.chars().nth(MOST).is_some() {
         shown.push('…');
     }
@@ -79,6 +85,7 @@ mod tests {
     #[test]
     fn texts_from_files_cannot_break_lines_or_fill_the_log() {
         assert_eq!(shown("a\n\u{1b}[31m"), "a\\n\\u{1b}[31m");
+        assert_eq!(shown(r#"the key "r" in \d"#), r#"the key "r" in \d"#);
         assert_eq!(shown(&"x".repeat(500)).chars().count(), 121);
     }
 }

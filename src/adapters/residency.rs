@@ -336,8 +336,7 @@ impl Shared {
     }
 
     fn load(&self, job: &LoadJob) -> Result<Ready, AdapterError> {
-        let mut reservation = Reservation { shared: self, name: &job.name, bytes: 0, settled: false };
-        reservation.open(job.bytes)?;
+        let mut reservation = Reservation::open(self, &job.name, job.bytes)?;
         let (weights, card) = (self.load)(&job.name, job.version, &mut reservation)?;
         let bytes = weights.bytes();
         reservation.resize(bytes)?;
@@ -424,11 +423,10 @@ pub struct Reservation<'a> {
     settled: bool,
 }
 
-impl Reservation<'_> {
-    fn open(&mut self, bytes: u64) -> Result<(), AdapterError> {
-        self.shared.make_room(self.name, bytes, bytes, 1)?;
-        self.bytes = bytes;
-        Ok(())
+impl<'a> Reservation<'a> {
+    fn open(shared: &'a Shared, name: &'a AdapterName, bytes: u64) -> Result<Self, AdapterError> {
+        shared.make_room(name, bytes, bytes, 1)?;
+        Ok(Self { shared, name, bytes, settled: false })
     }
 
     /// Makes the reservation as large as what is needed turned out to be.

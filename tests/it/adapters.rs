@@ -1,1 +1,7 @@
-//! End-to-end tests of this room.
+//! Adapters end to end: folders as PEFT writes them and as they should never be, on a real base made small.
+
+mod bad;
+mod draft;
+mod healthy;
+mod mutations;
+mod store;

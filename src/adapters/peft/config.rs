@@ -207,7 +207,11 @@ impl Keys<'_> {
             }
             match UNSUPPORTED.iter().find(|(known, _)| known == key) {
                 Some((known, what)) => {
-                    faults.add(RefusalCode::Unsupported, *known, format!("{what} is not supported yet"));
+                    faults.add(
+                        RefusalCode::Unsupported,
+                        *known,
+                        format!("means {what}, and that is not supported yet"),
+                    );
                 }
                 None => {
                     let reason = format!("is not a key that is known, and its value is {}", shown(&value.to_string()));

@@ -266,7 +266,7 @@ impl Rules {
         let divisor = if config.rank_stabilized { (rank as f64).sqrt() } else { rank as f64 };
         let scale = (alpha / divisor) as f32;
         if !(scale.is_finite() && scale > 0.0) {
-            faults.add(RefusalCode::Rank, alpha_key, format!("gives alpha {alpha}; it must be positive and finite"));
+            faults.add(RefusalCode::Rank, alpha_key, format!("gives alpha {alpha:?}; it must be positive and finite"));
             return Ok(None);
         }
         Ok(Some((rank, alpha, scale)))
