@@ -3,6 +3,7 @@
 mod ask;
 mod choice;
 mod question;
+mod replay;
 mod reply;
 mod route;
 
@@ -15,6 +16,7 @@ use std::{
 };
 
 pub use ask::{Ask, AskError, Caller, Prompt, ReplyError, ReplyEvent, ReplyHead};
+pub use replay::{Replay, ReplayError, ReplayedChoice, Side};
 pub use reply::Reply;
 pub use route::Route;
 use tokio::sync::{Semaphore, watch};

@@ -40,6 +40,8 @@ pub struct Reply {
     /// Events by choice; `None` once a choice's channel is closed.
     events: SelectAll<BoxStream<'static, (u32, Option<Event>)>>,
     receipts: FuturesUnordered<BoxFuture<'static, Finish>>,
+    /// What was put on record, for whoever compares it.
+    kept: Option<Vec<ChoiceRecord>>,
     ready: VecDeque<ReplyEvent>,
     admitted: Instant,
     created_ms: i64,
@@ -93,6 +95,7 @@ pub(super) async fn begin(gateway: &Gateway, question: Question, slot: Slot) -> 
         choices: Vec::new(),
         events: SelectAll::new(),
         receipts: FuturesUnordered::new(),
+        kept: None,
         ready: VecDeque::new(),
         admitted,
         created_ms: created.as_millis() as i64,
@@ -238,6 +241,16 @@ impl Reply {
                 }
             }
         }
+    }
+
+    /// Runs the answer to its end, and gives what was generated for each choice, whatever the policy keeps of it.
+    ///
+    /// # Errors
+    /// As [`Reply::next`].
+    pub(super) async fn into_records(mut self) -> Result<Vec<ChoiceRecord>, ReplyError> {
+        self.kept = Some(Vec::new());
+        while self.next().await?.is_some() {}
+        Ok(self.kept.take().unwrap_or_default())
     }
 
     fn start_choice(&mut self, prompt: usize) -> Result<(), AskError> {
@@ -395,6 +408,9 @@ impl Reply {
         };
         self.timing.total_us = self.admitted.elapsed().as_micros() as u64;
         self.series.ended(ending.as_str());
+        if let Some(kept) = &mut self.kept {
+            kept.push(record.clone());
+        }
         let fact = self.fact(record);
         self.slot.record(fact)
     }
