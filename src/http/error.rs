@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::{
     adapters::{AdapterError, Refusal},
     engine::{EngineFault, SubmitError},
-    gateway::{AskError, ReplyError},
+    gateway::{AskError, ReplayError, ReplyError},
     journal::JournalError,
     text::TextError,
 };
@@ -299,6 +299,24 @@ impl From<ReplyError> for ApiError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "record_unavailable", "the answer could not be recorded")
                     .because(reason)
             }
+        }
+    }
+}
+
+impl From<ReplayError> for ApiError {
+    fn from(error: ReplayError) -> Self {
+        match error {
+            ReplayError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "completion_not_found", error).about("id"),
+            ReplayError::NotKept { .. }
+            | ReplayError::Erased { .. }
+            | ReplayError::Empty { .. }
+            | ReplayError::OtherBase { .. }
+            | ReplayError::OtherTokenizer { .. } => {
+                Self::new(StatusCode::CONFLICT, "not_replayable", error).about("id")
+            }
+            ReplayError::Ask(error) => error.into(),
+            ReplayError::Reply(error) => error.into(),
+            ReplayError::Journal(error) => error.into(),
         }
     }
 }

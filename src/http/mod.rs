@@ -7,6 +7,7 @@ pub mod limits;
 pub mod openai;
 pub mod openapi;
 pub mod ops;
+mod replay;
 pub mod request;
 pub mod route;
 pub mod serve;

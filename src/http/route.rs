@@ -9,7 +9,7 @@ use http::Method;
 use super::{
     AppState,
     openai::{create, models, stored, tokens},
-    openapi, ops,
+    openapi, ops, replay,
 };
 
 /// One method of one path.
@@ -26,6 +26,7 @@ pub enum Route {
     Model,
     Tokenize,
     Detokenize,
+    Replay,
     Health,
     Ready,
     Metrics,
@@ -46,6 +47,7 @@ impl Route {
         Self::Model,
         Self::Tokenize,
         Self::Detokenize,
+        Self::Replay,
         Self::Health,
         Self::Ready,
         Self::Metrics,
@@ -64,6 +66,7 @@ impl Route {
             Self::Model => "/v1/models/{*id}",
             Self::Tokenize => "/tokenize",
             Self::Detokenize => "/detokenize",
+            Self::Replay => "/admin/replay/{id}",
             Self::Health => "/health",
             Self::Ready => "/health/ready",
             Self::Metrics => "/metrics",
@@ -74,9 +77,12 @@ impl Route {
 
     pub const fn method(self) -> Method {
         match self {
-            Self::ChatCompletions | Self::Completions | Self::UpdateStored | Self::Tokenize | Self::Detokenize => {
-                Method::POST
-            }
+            Self::ChatCompletions
+            | Self::Completions
+            | Self::UpdateStored
+            | Self::Tokenize
+            | Self::Detokenize
+            | Self::Replay => Method::POST,
             Self::DeleteStored => Method::DELETE,
             Self::ListStored
             | Self::GetStored
@@ -105,7 +111,8 @@ impl Route {
             | Self::Models
             | Self::Model
             | Self::Tokenize
-            | Self::Detokenize => false,
+            | Self::Detokenize
+            | Self::Replay => false,
         }
     }
 
@@ -122,6 +129,7 @@ impl Route {
             Self::Model => get(models::get),
             Self::Tokenize => post(tokens::tokenize),
             Self::Detokenize => post(tokens::detokenize),
+            Self::Replay => post(replay::create),
             Self::Health => get(ops::health),
             Self::Ready => get(ops::ready),
             Self::Metrics => get(ops::metrics),

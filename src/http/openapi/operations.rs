@@ -71,6 +71,11 @@ pub fn operation(route: Route) -> Value {
         Route::Detokenize => {
             asks(["detokenize", "The text of tokens."], "DetokenizeRequest", gives("DetokenizeAnswer"))
         }
+        Route::Replay => one_stored(
+            "replayCompletion",
+            "Run a recorded request again on its recorded versions, sampling and seed, and compare. For admins.",
+            gives("Replay"),
+        ),
         Route::Health => plain("health", "Whether the engine is alive.", gives("Status")),
         Route::Ready => plain("ready", "Whether new requests are welcome.", gives("Status")),
         Route::Metrics => plain(

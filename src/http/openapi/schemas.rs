@@ -31,6 +31,7 @@ pub fn all() -> Value {
     add("TokenizeAnswer", object(tokens, &["count", "max_model_len", "tokens", "token_strs"]));
     add("DetokenizeRequest", object(json!({"model": text(), "tokens": token_ids()}), &["tokens"]));
     add("DetokenizeAnswer", object(json!({"prompt": text()}), &["prompt"]));
+    add("Replay", replay());
     add("Status", object(json!({"status": {"enum": ["ok", "ready"]}}), &["status"]));
     add("Version", object(json!({"version": text()}), &["version"]));
     Value::Object(all)
@@ -270,6 +271,26 @@ fn text_completion() -> Value {
     let mut properties = answer("text_completion", choice);
     properties["obfuscation"] = text();
     object(properties, &["id", "object", "created", "model", "choices"])
+}
+
+fn replay() -> Value {
+    let endings = json!({"enum": ["stop", "length", "cut_off", "failed", "client_left"]});
+    let side = object(json!({"ending": endings, "text": text(), "tokens": token_ids()}), &["ending", "text", "tokens"]);
+    let position = json!({"type": ["integer", "null"], "minimum": 0});
+    let choice = object(
+        json!({
+            "index": count(), "recorded": side, "replayed": side, "identical": {"type": "boolean"},
+            "parts_at": position, "max_logprob_gap": {"type": "number", "minimum": 0},
+        }),
+        &["index", "recorded", "replayed", "identical", "parts_at", "max_logprob_gap"],
+    );
+    object(
+        json!({
+            "id": text(), "model": text(), "version": text(), "seed": count(),
+            "choices": {"type": "array", "items": choice},
+        }),
+        &["id", "model", "version", "seed", "choices"],
+    )
 }
 
 fn list_of(schema: &str) -> Value {
