@@ -1,1 +1,3 @@
-//! End-to-end tests of this room.
+//! The API over real sockets, with the tiny real model behind it.
+
+mod answers;

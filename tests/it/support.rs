@@ -1,5 +1,8 @@
 //! What several rooms' tests need: the tiny real model with its adapters, in a folder of its own.
 
+pub mod server;
+pub mod wire;
+
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
