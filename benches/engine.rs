@@ -1,15 +1,16 @@
 //! Steps per second through the whole engine: submit, plan, forward, events. One element is one step of every answer.
 
-use std::{hint::black_box, sync::Arc, time::Duration};
+use std::{hint::black_box, path::Path, sync::Arc, time::Duration};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tunegate::{
+    adapters::{AdapterLimits, folder::AdapterFiles, peft},
     config::EngineConfig,
     engine::{
         self, CancelFlag, EngineHandle, Event, EventReceiver, Generate, Job, KvSalt, Priority, Work, event_channel,
     },
     metrics::Metrics,
-    model::{LanguageModel, LoraAdapter},
+    model::{self, DeviceChoice, LanguageModel, LoadOptions, LoraAdapter, ModelSource},
     terms::Sampling,
 };
 
@@ -23,8 +24,8 @@ fn config() -> EngineConfig {
     EngineConfig { max_num_seqs: 64, step_target: Duration::ZERO, ..Default::default() }
 }
 
-fn start(model: impl LanguageModel + 'static) -> EngineHandle {
-    engine::spawn(Box::new(model), config(), Arc::new(Metrics::new())).0
+fn start(model: Box<dyn LanguageModel>) -> EngineHandle {
+    engine::spawn(model, config(), Arc::new(Metrics::new())).0
 }
 
 fn ask(engine: &EngineHandle, prompt: Vec<u32>, adapter: Option<Arc<LoraAdapter>>) -> EventReceiver {
@@ -65,17 +66,42 @@ fn answers(engine: &EngineHandle, adapters: &[Option<Arc<LoraAdapter>>]) {
     }
 }
 
-fn scheduling(c: &mut Criterion) {
-    let engine = start(toy::Toy::new(1024, 16));
-    let mut group = c.benchmark_group("toy");
-    group.throughput(Throughput::Elements(TOKENS as u64));
-    let voices: Vec<_> = (0..8).map(|i| toy::adapter(&format!("voice {i}"))).collect();
+/// One, eight and 64 answers at a time: all on the base, then spread over `voices`.
+fn measure(c: &mut Criterion, name: &str, model: Box<dyn LanguageModel>, voices: &[Arc<LoraAdapter>]) {
+    let engine = start(model);
+    let mut group = c.benchmark_group(name);
+    group.sample_size(20).throughput(Throughput::Elements(TOKENS as u64));
     for count in [1, 8, 64] {
         group.bench_function(format!("{count} on the base"), |b| b.iter(|| answers(&engine, &vec![None; count])));
         let tuned: Vec<_> = voices.iter().cycle().take(count).cloned().map(Some).collect();
-        group.bench_function(format!("{count} on up to 8 adapters"), |b| b.iter(|| answers(&engine, &tuned)));
+        let adapters = count.min(voices.len());
+        group.bench_function(format!("{count} on {adapters} adapters"), |b| b.iter(|| answers(&engine, &tuned)));
     }
 }
 
-criterion_group!(benches, scheduling);
+/// The engine's own cost: the toy's is next to nothing.
+fn toy(c: &mut Criterion) {
+    let voices: Vec<_> = (0..8).map(|i| toy::adapter(&format!("voice {i}"))).collect();
+    measure(c, "toy", Box::new(toy::Toy::new(1024, 16)), &voices);
+}
+
+/// Two layers, hidden size 64.
+fn tiny_llama(c: &mut Criterion) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let source = ModelSource::detect(&golden.join("models/llama")).expect("a model folder");
+    let options =
+        LoadOptions { device: DeviceChoice::Cpu, kv_bytes: 8 << 20, block_tokens: 16, max_model_len: Some(128) };
+    let loaded = model::load(&source, &options).expect("the model loads");
+    let limits = AdapterLimits { max_rank: 64, max_file_bytes: 1 << 20 };
+    let names = ["plain-qv", "all7", "rslora", "patterns", "rslora-patterns", "exclude-list", "o-down", "rank-1"];
+    let voices = names.map(|name| {
+        let folder = golden.join("adapters/llama").join(name);
+        let files = AdapterFiles::read(&folder, &folder, limits.max_file_bytes).expect("adapter files");
+        let adapter = peft::read(&files, &loaded.shape, limits, Some(&*loaded.base)).expect("a good adapter");
+        Arc::new(loaded.packer.pack(files.version(), adapter.sites).expect("it fits the base"))
+    });
+    measure(c, "tiny llama", loaded.decoder, &voices);
+}
+
+criterion_group!(benches, toy, tiny_llama);
 criterion_main!(benches);

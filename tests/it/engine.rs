@@ -331,7 +331,7 @@ fn what_is_scored_or_embedded_goes_on_where_it_was_after_preemption() {
         let expected = alone.ask(&beside).answer();
         alone.ends_whole();
         let mut engine = TestEngine::stepped(Toy::new(12, 4), config.clone());
-        let answers = engine.ask_one_by_one(&[Ask::greedy([1], 40), beside], 1);
+        let answers = engine.ask_one_by_one(&[Ask::greedy([1], 40), beside], |_| 1);
         assert_eq!(answers[0].scores.len(), 40);
         assert_eq!(answers[1].scores, expected.scores);
         assert_eq!(format!("{:?}", answers[1].last), format!("{:?}", expected.last));

@@ -145,14 +145,15 @@ impl TestEngine {
         }
     }
 
-    /// Asks one question after every `pause` steps, and reads all answers. The engine is left to run by itself.
-    pub fn ask_one_by_one(&mut self, asks: &[Ask], pause: usize) -> Vec<Answer> {
-        let ask = |ask: &Ask| {
+    /// Asks one question after the other, lets `pause(i)` steps run after the i-th, and reads all answers. From the last
+    /// question on the engine runs by itself.
+    pub fn ask_one_by_one(&mut self, asks: &[Ask], pause: impl Fn(usize) -> usize) -> Vec<Answer> {
+        let ask = |(i, ask): (usize, &Ask)| {
             let reader = self.ask(ask);
-            (0..pause).for_each(|_| self.run_one());
+            (0..pause(i)).for_each(|_| self.run_one());
             reader
         };
-        let readers: Vec<_> = asks.iter().map(ask).collect();
+        let readers: Vec<_> = asks.iter().enumerate().map(ask).collect();
         self.let_go();
         readers.into_iter().map(Reader::answer).collect()
     }

@@ -36,7 +36,7 @@ fn wrong_answers(bend: fn(&mut Batch, KvShape), rows: usize, pause: usize) -> us
     let config = EngineConfig { max_num_batched_tokens: rows, ..config() };
     let mut engine = TestEngine::stepped(Bent::new(Box::new(Toy::new(256, 4)), bend), config);
     let asks = questions();
-    let answers = engine.ask_one_by_one(&asks, pause);
+    let answers = engine.ask_one_by_one(&asks, |_| pause);
     let wrong = asks.iter().zip(answers).filter(|(ask, answer)| {
         assert!(finished(&answer.last, FinishReason::Length), "a bent batch is still a valid one: {:?}", answer.last);
         answer.tokens() != expected(ask, 12)

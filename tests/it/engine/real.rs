@@ -27,6 +27,9 @@ use super::{
 const ADAPTERS: [&str; 8] =
     ["plain-qv", "all7", "rslora", "patterns", "rslora-patterns", "exclude-list", "o-down", "rank-1"];
 
+/// Digits of pi, three bits for each pause.
+const ARRIVALS: u64 = 0x243f_6a88_85a3_08d3;
+
 #[derive(Deserialize)]
 struct Golden {
     prompts: Vec<GoldenPrompt>,
@@ -141,14 +144,14 @@ struct Outcome {
     repeated: usize,
 }
 
-/// Asks sixteen questions, one after every `pause` steps.
-fn ask_all(bend: fn(&mut Batch, KvShape), blocks: u64, rows: usize, pause: usize) -> Outcome {
+/// Asks sixteen questions; between two of them up to five steps run, as `arrivals` draws them.
+fn ask_all(bend: fn(&mut Batch, KvShape), blocks: u64, rows: usize, arrivals: u64) -> Outcome {
     let mut llama = Llama::load(blocks);
     let questions = llama.questions(24);
     let config = EngineConfig { max_num_batched_tokens: rows, ..config() };
     let mut engine = TestEngine::stepped(Bent::new(llama.take_decoder(), bend), config);
     let asks: Vec<Ask> = questions.iter().map(|question| question.ask.clone()).collect();
-    let answers = engine.ask_one_by_one(&asks, pause);
+    let answers = engine.ask_one_by_one(&asks, |i| (arrivals >> (3 * i)) as usize % 6);
     let wrong = questions.iter().zip(&answers).filter(|(question, answer)| {
         assert!(finished(&answer.last, FinishReason::Length), "{:?}", answer.last);
         !llama.agrees(question, answer)
@@ -162,9 +165,9 @@ fn ask_all(bend: fn(&mut Batch, KvShape), blocks: u64, rows: usize, pause: usize
 
 #[test]
 fn among_fifteen_neighbours_everybody_gets_the_oracles_answer() {
-    for (rows, pause) in [(16, 0), (29, 2), (512, 1)] {
-        let Outcome { wrong, repeated } = ask_all(bent::straight, 256, rows, pause);
-        assert_eq!((wrong, repeated), (0, 0), "{rows} rows in a step, {pause} steps between arrivals");
+    for (rows, arrivals) in [(512, 0), (16, ARRIVALS), (29, !ARRIVALS)] {
+        let Outcome { wrong, repeated } = ask_all(bent::straight, 256, rows, arrivals);
+        assert_eq!((wrong, repeated), (0, 0), "{rows} rows in a step, arrivals {arrivals:x}");
     }
 }
 
@@ -178,13 +181,13 @@ fn preempted_answers_are_the_oracles_too() {
 
 #[test]
 fn a_build_that_ignores_a_lease_is_noticed() {
-    assert_eq!(ask_all(bent::no_adapters, 256, 64, 1).wrong, 14, "all but the two that asked the base");
+    assert_eq!(ask_all(bent::no_adapters, 256, 64, ARRIVALS).wrong, 14, "all but the two that asked the base");
 }
 
 #[test]
 fn a_build_with_rows_or_weights_mixed_up_is_noticed() {
     for bend in [bent::one_adapter, bent::adapter_rows_shifted, bent::blocks_swapped, bent::asks_shifted] {
-        assert!(ask_all(bend, 256, 64, 1).wrong > 0);
+        assert!(ask_all(bend, 256, 64, ARRIVALS).wrong > 0);
     }
 }
 
