@@ -9,5 +9,6 @@ mod gateway;
 mod house;
 mod journal;
 mod parity;
+mod replay;
 mod support;
 mod text;
