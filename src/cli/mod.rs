@@ -1,4 +1,60 @@
 //! One file for each command.
+
 pub mod bench;
 pub mod eval;
+pub mod serve;
 mod started;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// A gateway for fine-tuned language models: one base, many LoRA adapters
+#[derive(Debug, Parser)]
+#[command(name = "tunegate", version, propagate_version = true, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Serve(Box<serve::ServeArgs>),
+    Eval(eval::EvalArgs),
+    Bench(bench::BenchArgs),
+}
+
+/// Runs the command line of this process. Exit codes: 0 done, 1 failed, 2 not understood.
+pub fn run(line: Vec<String>) -> ExitCode {
+    let cli = match Cli::try_parse_from(line) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    match cli.command {
+        Command::Serve(args) => serve::run(*args, Vec::new()),
+        Command::Eval(args) => code(eval::run(args)),
+        Command::Bench(args) => code(bench::run(args)),
+    }
+}
+
+fn code(done: Result<(), String>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("tunegate: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

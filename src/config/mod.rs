@@ -2,7 +2,14 @@
 //!
 //! The structs here are settled values, as the rooms use them; layering, flags and the TOML form live beside them.
 
+mod layer;
+mod settings;
+mod value;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+pub use layer::Layer;
+pub use settings::{Fault, LogFormat, Settings};
 
 use crate::terms::RecordPolicy;
 

@@ -1,0 +1,182 @@
+//! One layer of settings: what a file, the environment or the command line says, silent where it says nothing.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::value::{Bytes, DeviceName, Switch};
+use crate::terms::RecordPolicy;
+
+/// Declares every setting once: its name is its flag (`--max-num-seqs`), its key in the file (`max-num-seqs`) and its
+/// environment variable (`TUNEGATE_MAX_NUM_SEQS`).
+macro_rules! settings {
+    ($( $(#[$meta:meta])* $name:ident : $kind:ty, )*) => {
+        /// Every setting, where it is given.
+        #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+        pub struct Layer {
+            $( $(#[$meta])* pub $name: Option<$kind>, )*
+        }
+
+        impl Layer {
+            /// Field names, as `snake_case`.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
+
+            /// This layer over `below`: what is said here holds.
+            pub fn over(self, below: Self) -> Self {
+                Self { $( $name: self.$name.or(below.$name), )* }
+            }
+
+            /// What is said here, by field name, as it is shown to people.
+            pub fn said(&self) -> Vec<(&'static str, String)> {
+                let mut said = Vec::new();
+                $( if let Some(value) = &self.$name { said.push((stringify!($name), format!("{value:?}"))); } )*
+                said
+            }
+        }
+    };
+}
+
+settings! {
+    /// The base model: a Hugging Face folder, a GGUF file, or a hub id (`org/name`, `org/name@revision`)
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    model: String,
+    /// Names that clients use for the base; the first is the one that answers carry
+    #[arg(long, value_name = "NAME", num_args = 1.., help_heading = "Model")]
+    served_model_name: Vec<String>,
+    /// Longest prompt and answer together, in tokens; the model's own by default
+    #[arg(long, value_name = "TOKENS", help_heading = "Model")]
+    max_model_len: usize,
+    /// A chat template instead of the model's own: a file, or the template itself
+    #[arg(long, value_name = "FILE|TEMPLATE", help_heading = "Model")]
+    chat_template: String,
+    /// What the model runs on: cpu, cuda, cuda:N, metal, metal:N
+    #[arg(long, help_heading = "Model")]
+    device: DeviceName,
+    /// Where models from a hub are kept
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    download_dir: PathBuf,
+    /// The model hub
+    #[arg(long, value_name = "URL", help_heading = "Model")]
+    hub_endpoint: String,
+    /// The token for the model hub
+    #[arg(long, value_name = "TOKEN", help_heading = "Model")]
+    hf_token: String,
+
+    /// Address to listen on
+    #[arg(long, help_heading = "Server")]
+    host: String,
+    /// Port to listen on
+    #[arg(long, help_heading = "Server")]
+    port: u16,
+    /// Keys that clients have to send; without any, everybody who can connect may ask
+    #[arg(long, value_name = "KEY", num_args = 1.., help_heading = "Server")]
+    api_key: Vec<String>,
+    /// A TOML file of keys with names, roles, models and recording policies
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    api_keys_file: PathBuf,
+    /// How long running answers may go on after SIGTERM, in seconds
+    #[arg(long, value_name = "SECONDS", help_heading = "Server")]
+    shutdown_timeout: u64,
+    /// Refuse request fields that are not known, instead of ignoring them
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Server")]
+    strict_fields: Switch,
+    /// Answer tokens where a request names no limit
+    #[arg(long, value_name = "TOKENS", help_heading = "Server")]
+    default_max_tokens: usize,
+    /// The longest an answer may take, in seconds
+    #[arg(long, value_name = "SECONDS", help_heading = "Server")]
+    answer_timeout: u64,
+    /// Open connections for each listener
+    #[arg(long, value_name = "COUNT", help_heading = "Server")]
+    max_connections: usize,
+    /// Largest request body
+    #[arg(long, value_name = "BYTES", help_heading = "Server")]
+    max_body_bytes: Bytes,
+    /// Largest request head
+    #[arg(long, value_name = "BYTES", help_heading = "Server")]
+    max_header_bytes: Bytes,
+    /// Choices in one request, over all its prompts
+    #[arg(long, value_name = "COUNT", help_heading = "Server")]
+    max_choices: u32,
+
+    /// Serve adapters; `false` serves the base alone
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Adapters")]
+    enable_lora: Switch,
+    /// Folders whose subfolders are adapters; `adapters` by default, if there is one
+    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Adapters")]
+    adapter_dir: Vec<PathBuf>,
+    /// Adapters by name: NAME=PATH, or {"name": …, "path": …}
+    #[arg(long, value_name = "NAME=PATH", num_args = 1.., help_heading = "Adapters")]
+    lora_modules: Vec<String>,
+    /// Different adapters in one batch
+    #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
+    max_loras: usize,
+    /// Largest rank that is accepted
+    #[arg(long, value_name = "RANK", help_heading = "Adapters")]
+    max_lora_rank: usize,
+    /// Adapters kept in memory
+    #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
+    max_cpu_loras: usize,
+    /// Memory for adapters
+    #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
+    adapter_memory_bytes: Bytes,
+    /// Largest adapter file
+    #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
+    max_adapter_file_bytes: Bytes,
+
+    /// Sequences that may run at the same time
+    #[arg(long, value_name = "COUNT", help_heading = "Engine")]
+    max_num_seqs: usize,
+    /// Rows in one step: running answers first, prompt chunks fill the rest
+    #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
+    max_num_batched_tokens: usize,
+    /// Sequences that may wait; beyond them requests are refused
+    #[arg(long, value_name = "COUNT", help_heading = "Engine")]
+    max_queued: usize,
+    /// Memory for keys and values
+    #[arg(long, value_name = "BYTES", help_heading = "Engine")]
+    kv_cache_memory_bytes: Bytes,
+    /// Positions in one block of keys and values
+    #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
+    block_size: usize,
+    /// How long a step should take while answers are running, in milliseconds: longer prompts are read in chunks; 0 sets no limit
+    #[arg(long, value_name = "MILLISECONDS", help_heading = "Engine")]
+    step_ms: u64,
+    /// No step for this long while work is running means that the engine is stalled, in seconds
+    #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
+    stall_timeout: u64,
+
+    /// Where the record, kept adapters and the server's own socket are
+    #[arg(long, value_name = "DIR", help_heading = "Record")]
+    data_dir: PathBuf,
+    /// How much of each answer is recorded: full, metadata or none
+    #[arg(long, value_name = "POLICY", value_parser = policy, help_heading = "Record")]
+    record: RecordPolicy,
+    /// Choices that may be under way or waiting to be recorded
+    #[arg(long, value_name = "COUNT", help_heading = "Record")]
+    record_max_pending: usize,
+
+    /// Log lines as json or as text
+    #[arg(long, value_name = "FORMAT", value_parser = ["json", "text"], help_heading = "Log")]
+    log_format: String,
+    /// What is logged: error, warn, info, debug, trace, or a filter by module
+    #[arg(long, value_name = "FILTER", help_heading = "Log")]
+    log_level: String,
+}
+
+fn policy(text: &str) -> Result<RecordPolicy, String> {
+    RecordPolicy::parse(text).ok_or_else(|| "it is full, metadata or none".to_owned())
+}
+
+impl Layer {
+    /// The flag of a field.
+    pub fn flag(name: &str) -> String {
+        format!("--{}", name.replace('_', "-"))
+    }
+
+    /// The environment variable of a field.
+    pub fn variable(name: &str) -> String {
+        format!("TUNEGATE_{}", name.to_uppercase())
+    }
+}

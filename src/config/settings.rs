@@ -1,0 +1,512 @@
+//! From layers to settled values: file < environment < flags, then defaults, once. Every fault is found, not the first.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Args, FromArgMatches};
+use serde::Deserialize;
+
+use super::{
+    AdapterConfig, Config, Device, EngineConfig, Layer, LimitsConfig, ModelConfig, RecordConfig, ServerConfig,
+    value::{Bytes, DeviceName, Switch},
+};
+use crate::terms::{AdapterName, RecordPolicy};
+
+/// One thing that is wrong with the settings, and where it was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub place: String,
+    pub reason: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.reason)
+    }
+}
+
+/// Settings as given, layer on layer, with the place where each was said.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    pub said: Layer,
+    /// By field name: a file, a variable, or a flag.
+    places: BTreeMap<&'static str, String>,
+    /// Variables of ours that mean nothing, one line each.
+    pub warnings: Vec<String>,
+    faults: Vec<Fault>,
+}
+
+impl Settings {
+    /// Reads the file (if any) and the environment, and lays the flags over them. Faults are kept for [`Settings::settle`].
+    pub fn gather(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>, flags: Layer) -> Self {
+        let mut settings = Self::default();
+        let below = file.map(|path| settings.read_file(path)).unwrap_or_default();
+        let middle = settings.read_environment(environment);
+        for (layer, place) in [(&below, file.map(|p| p.display().to_string())), (&middle, None)] {
+            for (name, _) in layer.said() {
+                let place = place.clone().unwrap_or_else(|| Layer::variable(name));
+                settings.places.insert(name, place);
+            }
+        }
+        for (name, _) in flags.said() {
+            settings.places.insert(name, Layer::flag(name));
+        }
+        settings.said = flags.over(middle).over(below);
+        settings
+    }
+
+    /// As [`Settings::gather`], from this process's environment.
+    pub fn gather_here(file: Option<&Path>, flags: Layer) -> Self {
+        let environment = std::env::vars_os().filter_map(|(name, value)| {
+            // What is not UTF-8 cannot be a setting of ours.
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Self::gather(file, environment, flags)
+    }
+
+    fn read_file(&mut self, path: &Path) -> Layer {
+        let place = path.display().to_string();
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                self.faults.push(Fault { place, reason: error.to_string() });
+                return Layer::default();
+            }
+        };
+        let table: toml::Table = match toml::from_str(&text) {
+            Ok(table) => table,
+            Err(error) => {
+                self.faults.push(Fault { place, reason: error.to_string().trim_end().to_owned() });
+                return Layer::default();
+            }
+        };
+        // Key by key, so that one wrong value does not hide the next.
+        let mut whole = Layer::default();
+        for (key, value) in table {
+            let one = toml::Table::from_iter([(key.clone(), value)]);
+            match Layer::deserialize(one) {
+                Ok(layer) => whole = layer.over(whole),
+                Err(error) => {
+                    let known = Layer::NAMES.iter().any(|name| name.replace('_', "-") == key);
+                    let reason =
+                        if known { error.message().trim().to_owned() } else { "there is no such setting".to_owned() };
+                    self.faults.push(Fault { place: format!("{place}, {key}"), reason });
+                }
+            }
+        }
+        whole
+    }
+
+    fn read_environment(&mut self, environment: impl Iterator<Item = (String, String)>) -> Layer {
+        let mut whole = Layer::default();
+        for (variable, value) in environment {
+            let Some(rest) = variable.strip_prefix("TUNEGATE_") else { continue };
+            if rest.starts_with("TEST_") || is_service_link(rest, &value) {
+                continue;
+            }
+            let Some(name) = Layer::NAMES.iter().find(|name| name.to_uppercase() == rest) else {
+                self.warnings.push(format!("{variable} is no setting and is ignored"));
+                continue;
+            };
+            match layer_of(name, &value) {
+                Ok(layer) => whole = layer.over(whole),
+                Err(reason) => self.faults.push(Fault { place: variable, reason }),
+            }
+        }
+        whole
+    }
+
+    /// Where a setting was said; `default` where it was not.
+    pub fn place(&self, name: &str) -> String {
+        self.places.get(name).cloned().unwrap_or_else(|| "default".to_owned())
+    }
+
+    /// Every setting that was given, with where; secrets are not shown.
+    pub fn shown(&self) -> Vec<(String, String, String)> {
+        let secret = |name: &str| matches!(name, "api_key" | "hf_token");
+        self.said
+            .said()
+            .into_iter()
+            .map(|(name, value)| {
+                let value = if secret(name) { "(not shown)".to_owned() } else { value };
+                (name.replace('_', "-"), value, self.place(name))
+            })
+            .collect()
+    }
+
+    /// Settles everything but where the model's files are, which may have to be fetched first: `model` says.
+    ///
+    /// # Errors
+    /// Every fault, at least one.
+    pub fn settle(&self, model: PathBuf) -> Result<Config, Vec<Fault>> {
+        let mut check = Check { settings: self, faults: self.faults.clone() };
+        let said = &self.said;
+        let engine = check.engine();
+        let config = Config {
+            server: check.server(),
+            model: check.model(model),
+            adapters: check.adapters(),
+            record: RecordConfig {
+                policy: said.record.unwrap_or(RecordPolicy::Full),
+                data_dir: self.data_dir(),
+                max_pending: check.at_least("record_max_pending", said.record_max_pending, 1024, 1),
+            },
+            limits: check.limits(),
+            engine,
+        };
+        check.log();
+        if check.faults.is_empty() { Ok(config) } else { Err(check.faults) }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.said.data_dir.clone().unwrap_or_else(|| "data".into())
+    }
+
+    pub fn log_format(&self) -> LogFormat {
+        match self.said.log_format.as_deref() {
+            Some("text") => LogFormat::Text,
+            Some(_) | None => LogFormat::Json,
+        }
+    }
+
+    pub fn log_level(&self) -> &str {
+        self.said.log_level.as_deref().unwrap_or("info")
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// What Kubernetes puts into every pod for a Service named `tunegate`: `TUNEGATE_SERVICE_HOST`,
+/// `TUNEGATE_PORT=tcp://…`, `TUNEGATE_PORT_8000_TCP_ADDR`, ….
+fn is_service_link(rest: &str, value: &str) -> bool {
+    rest.contains("SERVICE_HOST")
+        || rest.contains("SERVICE_PORT")
+        || rest.starts_with("PORT_")
+        || (rest.ends_with("PORT") && value.contains("://"))
+}
+
+/// One value as a layer, read as the command line would read it. Lists are separated by commas.
+fn layer_of(name: &str, value: &str) -> Result<Layer, String> {
+    let list = matches!(name, "served_model_name" | "api_key" | "adapter_dir");
+    let command =
+        Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true).color(clap::ColorChoice::Never));
+    let flag = Layer::flag(name);
+    let values: Vec<String> =
+        if list { value.split(',').map(|v| v.trim().to_owned()).collect() } else { vec![value.to_owned()] };
+    let line = values.into_iter().map(|value| format!("{flag}={value}"));
+    let matches = command.try_get_matches_from(line).map_err(|error| first_line(&error.to_string()))?;
+    Layer::from_arg_matches(&matches).map_err(|error| first_line(&error.to_string()))
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+}
+
+/// Settles one group after another and collects what is wrong.
+struct Check<'a> {
+    settings: &'a Settings,
+    faults: Vec<Fault>,
+}
+
+impl Check<'_> {
+    fn fault(&mut self, name: &str, reason: impl Into<String>) {
+        let place = self.settings.place(name);
+        let place = if place == "default" { Layer::flag(name) } else { place };
+        self.faults.push(Fault { place, reason: reason.into() });
+    }
+
+    fn at_least<T: PartialOrd + fmt::Display + Copy>(
+        &mut self,
+        name: &str,
+        said: Option<T>,
+        default: T,
+        least: T,
+    ) -> T {
+        match said {
+            Some(value) if value < least => {
+                self.fault(name, format!("it has to be at least {least}; it is {value}"));
+                default
+            }
+            Some(value) => value,
+            None => default,
+        }
+    }
+
+    fn bytes(&mut self, name: &str, said: Option<Bytes>, default: u64, least: u64) -> u64 {
+        self.at_least(name, said.map(|bytes| bytes.0), default, least)
+    }
+
+    fn server(&mut self) -> ServerConfig {
+        let said = &self.settings.said;
+        let host = said.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
+        let port = said.port.unwrap_or(8000);
+        let listen = match host.parse::<IpAddr>() {
+            Ok(ip) => Some(SocketAddr::new(ip, port)),
+            Err(_) => (host.as_str(), port).to_socket_addrs().ok().and_then(|mut found| found.next()),
+        };
+        if listen.is_none() {
+            self.fault("host", format!("'{host}' is no address of this machine"));
+        }
+        if let Some(keys) = &said.api_keys_file
+            && !keys.is_file()
+        {
+            self.fault("api_keys_file", format!("there is no file '{}'", keys.display()));
+        }
+        if said.api_key.iter().flatten().any(|key| key.trim().is_empty()) {
+            self.fault("api_key", "a key may not be empty");
+        }
+        if said.served_model_name.iter().flatten().any(|name| name.trim().is_empty()) {
+            self.fault("served_model_name", "a name may not be empty");
+        }
+        ServerConfig {
+            listen: listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port))),
+            served_names: said.served_model_name.clone().unwrap_or_default(),
+            api_keys: said.api_key.clone().unwrap_or_default(),
+            keys_file: said.api_keys_file.clone(),
+            shutdown_timeout: Duration::from_secs(said.shutdown_timeout.unwrap_or(30)),
+        }
+    }
+
+    fn model(&mut self, path: PathBuf) -> ModelConfig {
+        let said = &self.settings.said;
+        let chat_template = said.chat_template.as_ref().and_then(|given| {
+            // A template has braces; anything else is the name of a file.
+            if given.contains("{%") || given.contains("{{") {
+                return Some(given.clone());
+            }
+            std::fs::read_to_string(given)
+                .map_err(|error| self.fault("chat_template", format!("{given}: {error}")))
+                .ok()
+        });
+        let block_tokens = self.at_least("block_size", said.block_size, 32, 1);
+        if block_tokens > 1024 {
+            self.fault("block_size", format!("it may be at most 1024; it is {block_tokens}"));
+        }
+        let max_model_len = said.max_model_len.map(|len| self.at_least("max_model_len", Some(len), 1, 1));
+        ModelConfig {
+            path,
+            device: said.device.map_or(Device::Cpu, |DeviceName(device)| device),
+            kv_bytes: self.bytes("kv_cache_memory_bytes", said.kv_cache_memory_bytes, 1 << 30, 1 << 20),
+            block_tokens,
+            max_model_len,
+            chat_template,
+        }
+    }
+
+    fn engine(&mut self) -> EngineConfig {
+        let said = &self.settings.said;
+        let default = EngineConfig::default();
+        EngineConfig {
+            max_num_seqs: self.at_least("max_num_seqs", said.max_num_seqs, default.max_num_seqs, 1),
+            max_num_batched_tokens: self.at_least(
+                "max_num_batched_tokens",
+                said.max_num_batched_tokens,
+                default.max_num_batched_tokens,
+                1,
+            ),
+            max_queued: self.at_least("max_queued", said.max_queued, default.max_queued, 1),
+            max_loras: self.at_least("max_loras", said.max_loras, default.max_loras, 1),
+            // The engine takes the least of this, the model's own context and what the KV memory holds.
+            max_model_len: said.max_model_len.unwrap_or(usize::MAX),
+            step_target: said.step_ms.map_or(default.step_target, Duration::from_millis),
+            stall: Duration::from_secs(self.at_least("stall_timeout", said.stall_timeout, 60, 1)),
+        }
+    }
+
+    fn adapters(&mut self) -> AdapterConfig {
+        let said = &self.settings.said;
+        let default = AdapterConfig::default();
+        let wanted = said.enable_lora != Some(Switch(false));
+        let dirs = match &said.adapter_dir {
+            Some(dirs) => dirs.clone(),
+            None => Some(PathBuf::from("adapters")).filter(|dir| dir.is_dir()).into_iter().collect(),
+        };
+        if said.adapter_dir.is_some() {
+            for dir in dirs.iter().filter(|dir| !dir.is_dir()) {
+                self.fault("adapter_dir", format!("there is no folder '{}'", dir.display()));
+            }
+        }
+        let mut modules = Vec::new();
+        for given in said.lora_modules.iter().flatten() {
+            match lora_module(given) {
+                Ok(module) => modules.push(module),
+                Err(reason) => self.fault("lora_modules", format!("{given}: {reason}")),
+            }
+        }
+        if !wanted && (said.adapter_dir.is_some() || said.lora_modules.is_some()) {
+            self.fault("enable_lora", "it is false, but adapters are given");
+        }
+        AdapterConfig {
+            dirs: if wanted { dirs } else { Vec::new() },
+            modules,
+            max_lora_rank: self.at_least("max_lora_rank", said.max_lora_rank, default.max_lora_rank, 1),
+            max_cpu_loras: said.max_cpu_loras.map(|count| self.at_least("max_cpu_loras", Some(count), 1, 1)),
+            max_bytes: self.bytes("adapter_memory_bytes", said.adapter_memory_bytes, default.max_bytes, 1 << 20),
+            max_file_bytes: self.bytes(
+                "max_adapter_file_bytes",
+                said.max_adapter_file_bytes,
+                default.max_file_bytes,
+                1 << 10,
+            ),
+        }
+    }
+
+    fn limits(&mut self) -> LimitsConfig {
+        let said = &self.settings.said;
+        let default = LimitsConfig::default();
+        LimitsConfig {
+            max_body_bytes: self.bytes("max_body_bytes", said.max_body_bytes, default.max_body_bytes as u64, 1024)
+                as usize,
+            max_header_bytes: self.bytes(
+                "max_header_bytes",
+                said.max_header_bytes,
+                default.max_header_bytes as u64,
+                1024,
+            ) as usize,
+            max_connections: self.at_least("max_connections", said.max_connections, default.max_connections, 1),
+            max_choices: self.at_least("max_choices", said.max_choices, default.max_choices, 1),
+            default_max_tokens: self.at_least(
+                "default_max_tokens",
+                said.default_max_tokens,
+                default.default_max_tokens,
+                1,
+            ),
+            answer_timeout: Duration::from_secs(self.at_least("answer_timeout", said.answer_timeout, 600, 1)),
+            strict_fields: said.strict_fields == Some(Switch(true)),
+            ..default
+        }
+    }
+
+    fn log(&mut self) {
+        let level = self.settings.log_level().to_owned();
+        if let Err(error) = level.parse::<tracing_subscriber::EnvFilter>() {
+            self.fault("log_level", error.to_string());
+        }
+    }
+}
+
+/// `NAME=PATH`, or JSON with `name` and `path`; either may be wrapped in literal single quotes, as KServe passes them.
+fn lora_module(given: &str) -> Result<(String, PathBuf), String> {
+    #[derive(Deserialize)]
+    struct Module {
+        name: String,
+        path: PathBuf,
+        #[serde(default, rename = "base_model_name")]
+        _base_model_name: Option<String>,
+    }
+    let given = given.trim();
+    let given = given.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')).unwrap_or(given);
+    let (name, path) = if given.starts_with('{') {
+        let module: Module = serde_json::from_str(given).map_err(|error| error.to_string())?;
+        (module.name, module.path)
+    } else {
+        let (name, path) = given.split_once('=').ok_or("it has to be NAME=PATH, or JSON with name and path")?;
+        (name.to_owned(), path.into())
+    };
+    AdapterName::parse(&name).map_err(|error| error.to_string())?;
+    if path.is_dir() { Ok((name, path)) } else { Err(format!("there is no folder '{}'", path.display())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(line: &[&str]) -> Layer {
+        let command = Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true));
+        Layer::from_arg_matches(&command.try_get_matches_from(line).expect("flags")).expect("a layer")
+    }
+
+    fn environment(pairs: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Vec<_>>().into_iter()
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        file
+    }
+
+    #[test]
+    fn flags_hold_over_the_environment_and_that_over_the_file() {
+        let file = file("port = 1\nmax-num-seqs = 2\nmax-loras = 3\nserved-model-name = [\"a\", \"b\"]\n");
+        let settings = Settings::gather(
+            Some(file.path()),
+            environment(&[("TUNEGATE_PORT", "10"), ("TUNEGATE_MAX_NUM_SEQS", "20"), ("TUNEGATE_API_KEY", "k1, k2")]),
+            flags(&["--port", "100"]),
+        );
+        let config = settings.settle("m".into()).expect("settled");
+        assert_eq!(config.server.listen.port(), 100);
+        assert_eq!((config.engine.max_num_seqs, config.engine.max_loras), (20, 3));
+        assert_eq!(config.server.served_names, ["a", "b"]);
+        assert_eq!(config.server.api_keys, ["k1", "k2"]);
+        assert_eq!(settings.place("port"), "--port");
+        assert_eq!(settings.place("max_num_seqs"), "TUNEGATE_MAX_NUM_SEQS");
+        assert!(settings.shown().iter().all(|(_, value, _)| !value.contains("k1")), "keys are not shown");
+    }
+
+    #[test]
+    fn what_kubernetes_injects_for_a_service_is_ignored() {
+        let settings = Settings::gather(
+            None,
+            environment(&[
+                ("TUNEGATE_PORT", "tcp://10.0.0.1:8000"),
+                ("TUNEGATE_SERVICE_HOST", "10.0.0.1"),
+                ("TUNEGATE_SERVICE_PORT", "8000"),
+                ("TUNEGATE_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+                ("TUNEGATE_PORT_8000_TCP_ADDR", "10.0.0.1"),
+                ("TUNEGATE_PROT", "1"),
+            ]),
+            Layer::default(),
+        );
+        assert_eq!(settings.settle("m".into()).expect("settled").server.listen.port(), 8000);
+        assert_eq!(settings.warnings, ["TUNEGATE_PROT is no setting and is ignored"]);
+    }
+
+    #[test]
+    fn every_fault_is_found_at_once_with_its_place() {
+        let file = file("prot = 1\nmax-num-seqs = \"many\"\nmax-loras = 0\n");
+        let settings = Settings::gather(
+            Some(file.path()),
+            environment(&[("TUNEGATE_DEVICE", "toaster")]),
+            flags(&["--lora-modules", "x", "--adapter-dir", "/nowhere", "--chat-template", "/nothing"]),
+        );
+        let faults = settings.settle("m".into()).expect_err("faults");
+        let all: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        for part in [
+            "prot: there is no such setting",
+            "max-num-seqs: ",
+            "at least 1",
+            "TUNEGATE_DEVICE",
+            "--lora-modules: x",
+            "--adapter-dir",
+            "--chat-template",
+        ] {
+            assert!(all.iter().any(|fault| fault.contains(part)), "{part} is not among {all:#?}");
+        }
+    }
+
+    #[test]
+    fn adapters_are_named_in_three_spellings() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().display();
+        for given in [
+            format!("sql={path}"),
+            format!(r#"{{"name": "sql", "path": "{path}", "base_model_name": "b"}}"#),
+            format!(r#"'{{"name":"sql","path":"{path}"}}'"#),
+        ] {
+            assert_eq!(lora_module(&given), Ok(("sql".to_owned(), folder.path().to_owned())), "{given}");
+        }
+        assert!(lora_module(&format!("../x={path}")).is_err());
+        assert!(lora_module("sql=/nowhere").is_err());
+    }
+}
