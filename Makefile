@@ -1,0 +1,41 @@
+# `make run` and `make test` are all a newcomer needs; `make help` lists the rest.
+
+PYTHON ?= python3
+MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
+TEST_PYTHON := target/test-python
+BINARY := target/release/tunegate
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+# More flags for the server: make run ARGS="--port 9000"
+ARGS ?=
+
+.PHONY: help run build test lint soak loop test-gpu demo bench model
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: model build ## fetch the demo model, build, and serve it with the demo adapters on 127.0.0.1:8000
+	exec $(BINARY) serve $(MODEL) --served-model-name smollm2-135m $(ARGS)
+
+build: ## build the release binary
+	@echo "building the release binary (minutes the first time, seconds afterwards) …"
+	cargo build --release --locked
+
+model: $(MODEL) ## fetch the demo model
+
+$(MODEL):
+	@PYTHON="$(PYTHON)" scripts/fetch-demo-model "$@"
+
+test: model $(TEST_PYTHON)/.done ## everything the tests need, then the tests: no GPU, no torch
+	TUNEGATE_TEST_MODEL="$(CURDIR)/$(MODEL)" TUNEGATE_TEST_PYTHON="$(PYTHON)" PYTHONPATH="$(CURDIR)/$(TEST_PYTHON)" \
+		$(if $(NEXTEST),cargo nextest run --locked,cargo test --locked)
+
+# The official client, for the end-to-end test that uses it. A folder of its own: no virtual environment, nothing installed.
+$(TEST_PYTHON)/.done: tests/client/requirements.txt
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "pip is missing: install it (Debian: apt install python3-pip), then run make test again"; exit 1; }
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(TEST_PYTHON) -r $<
+	@touch $@
+
+lint: ## formatting, clippy and rustdoc, as CI runs them
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
