@@ -9,6 +9,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::config::vllm;
+
 /// A gateway for fine-tuned language models: one base, many LoRA adapters
 #[derive(Debug, Parser)]
 #[command(name = "tunegate", version, propagate_version = true, max_term_width = 120)]
@@ -25,13 +27,27 @@ enum Command {
 }
 
 /// Runs the command line of this process. Exit codes: 0 done, 1 failed, 2 not understood.
-pub fn run(line: Vec<String>) -> ExitCode {
+pub fn run(mut line: Vec<String>) -> ExitCode {
+    let mut warnings = Vec::new();
+    if line.get(1).is_some_and(|command| command == "serve") {
+        match vllm::translate(&line[2..]) {
+            Ok(translated) => {
+                line.truncate(2);
+                line.extend(translated.line);
+                warnings = translated.warnings;
+            }
+            Err(refused) => {
+                refused.iter().for_each(|reason| eprintln!("tunegate: {reason}"));
+                return ExitCode::from(2);
+            }
+        }
+    }
     let cli = match Cli::try_parse_from(line) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
     match cli.command {
-        Command::Serve(args) => serve::run(*args, Vec::new()),
+        Command::Serve(args) => serve::run(*args, warnings),
         Command::Eval(args) => code(eval::run(args)),
         Command::Bench(args) => code(bench::run(args)),
     }

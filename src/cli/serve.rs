@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     app::{self, Ready},
-    config::{Config, Fault, Layer, LogFormat, Settings},
+    config::{Config, Fault, Layer, LogFormat, Settings, vllm},
     data_dir::DataDir,
     terms::RecordPolicy,
 };
@@ -36,12 +36,19 @@ pub struct ServeArgs {
     /// Read all settings, list every fault or show what would hold, and end
     #[arg(long)]
     check_config: bool,
+    /// Print what becomes of each of vLLM's flags, and end
+    #[arg(long)]
+    vllm_flags: bool,
     #[command(flatten)]
     layer: Layer,
 }
 
 /// The command's exit code: 0 after a drain, 1 if the server failed, 2 if the settings are wrong.
 pub fn run(args: ServeArgs, warnings: Vec<String>) -> ExitCode {
+    if args.vllm_flags {
+        print!("{}", vllm::page());
+        return ExitCode::SUCCESS;
+    }
     let mut layer = args.layer;
     layer.model = layer.model.or(args.base);
     let mut settings = Settings::gather_here(args.config.as_deref(), layer);

@@ -56,6 +56,9 @@ settings! {
     /// Where models from a hub are kept
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     download_dir: PathBuf,
+    /// The branch, tag or commit of a model from a hub
+    #[arg(long, value_name = "REVISION", help_heading = "Model")]
+    revision: String,
     /// The model hub
     #[arg(long, value_name = "URL", help_heading = "Model")]
     hub_endpoint: String,
@@ -79,7 +82,7 @@ settings! {
     #[arg(long, value_name = "SECONDS", help_heading = "Server")]
     shutdown_timeout: u64,
     /// Refuse request fields that are not known, instead of ignoring them
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Server")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
     strict_fields: Switch,
     /// Answer tokens where a request names no limit
     #[arg(long, value_name = "TOKENS", help_heading = "Server")]
@@ -101,7 +104,7 @@ settings! {
     max_choices: u32,
 
     /// Serve adapters; `false` serves the base alone
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Adapters")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Adapters")]
     enable_lora: Switch,
     /// Folders whose subfolders are adapters; `adapters` by default, if there is one
     #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Adapters")]
@@ -133,7 +136,7 @@ settings! {
     max_num_batched_tokens: usize,
     /// Sequences that may wait; beyond them requests are refused
     #[arg(long, value_name = "COUNT", help_heading = "Engine")]
-    max_queued: usize,
+    max_num_queued_reqs: usize,
     /// Memory for keys and values
     #[arg(long, value_name = "BYTES", help_heading = "Engine")]
     kv_cache_memory_bytes: Bytes,

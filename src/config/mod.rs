@@ -5,6 +5,8 @@
 mod layer;
 mod settings;
 mod value;
+pub mod vllm;
+mod vllm_flags;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 

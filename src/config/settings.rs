@@ -314,7 +314,7 @@ impl Check<'_> {
                 default.max_num_batched_tokens,
                 1,
             ),
-            max_queued: self.at_least("max_queued", said.max_queued, default.max_queued, 1),
+            max_queued: self.at_least("max_num_queued_reqs", said.max_num_queued_reqs, default.max_queued, 1),
             max_loras: self.at_least("max_loras", said.max_loras, default.max_loras, 1),
             // The engine takes the least of this, the model's own context and what the KV memory holds.
             max_model_len: said.max_model_len.unwrap_or(usize::MAX),
