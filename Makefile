@@ -39,3 +39,18 @@ lint: ## formatting, clippy and rustdoc, as CI runs them
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+demo: model build ## one ticket to the base, to the base with a long prompt, and to the adapter
+	@$(PYTHON) scripts/demo $(MODEL) $(BINARY)
+
+BENCH_ADAPTERS := target/bench-adapters
+bench: model build ## one stream, 8 on the base, 8 on 8 different adapters (rank 16, 7 projections); figures in target/bench-*.json
+	@[ -d $(BENCH_ADAPTERS) ] || $(PYTHON) scripts/make-bench-adapters $(BENCH_ADAPTERS) 8
+	$(BINARY) bench --start $(MODEL) --json target/bench-1.json -- --adapter-dir $(BENCH_ADAPTERS)
+	$(BINARY) bench --start $(MODEL) --concurrency 8 --requests 16 --json target/bench-8.json -- --adapter-dir $(BENCH_ADAPTERS)
+	$(BINARY) bench --start $(MODEL) --concurrency 8 --requests 16 --adapters 8 --json target/bench-8-adapters.json -- --adapter-dir $(BENCH_ADAPTERS)
+
+SOAK_MINUTES ?= 30
+soak: model build ## random load for SOAK_MINUTES (30): nothing fails, nothing is left behind, memory stays flat
+	@[ -d $(BENCH_ADAPTERS) ] || $(PYTHON) scripts/make-bench-adapters $(BENCH_ADAPTERS) 8
+	$(PYTHON) scripts/soak $(BINARY) $(MODEL) $(BENCH_ADAPTERS) $(SOAK_MINUTES)
