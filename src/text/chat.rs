@@ -141,8 +141,10 @@ impl Text {
             let trims = !rendered[at + end.len_utf8()..].starts_with(' ');
             rendered.truncate(at);
             if trims {
-                rendered.truncate(rendered.trim_end_matches(|c: char| c.is_whitespace()).len());
+                rendered.truncate(rendered.trim_end().len());
             }
+            // A template may show the message more than once.
+            rendered = rendered.replace(&format!("{end} "), "").replace(end, "");
         }
         let mut text = String::with_capacity(rendered.len());
         let mut breaks = Vec::new();

@@ -102,3 +102,55 @@ impl PieceStream {
 fn may_begin_character(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One token for every byte, then ` a`, `é`, a special one and an id without a token.
+    fn pieces(drops_first_space: bool) -> Pieces {
+        let mut pieces = Pieces::new(drops_first_space);
+        for byte in 0..=255u8 {
+            pieces.push(&[byte], PieceKind::Plain);
+        }
+        pieces.push(b" a", PieceKind::Plain);
+        pieces.push("é".as_bytes(), PieceKind::Plain);
+        pieces.push(b"<end>", PieceKind::Special);
+        pieces.push(b"", PieceKind::Absent);
+        pieces
+    }
+
+    fn pushed(pieces: &Pieces, tokens: &[u32], skip_special: bool) -> Vec<String> {
+        let mut stream = PieceStream::new(skip_special);
+        let mut shown: Vec<String> = tokens.iter().map(|&token| stream.push(pieces, token)).collect();
+        shown.push(stream.finish());
+        shown
+    }
+
+    #[test]
+    fn only_whole_characters_leave() {
+        let grin: Vec<u32> = "😀".bytes().map(u32::from).collect();
+        assert_eq!(pushed(&pieces(false), &grin, true), ["", "", "", "😀", ""]);
+        assert_eq!(pushed(&pieces(false), &grin[..3], true), ["", "", "", "\u{FFFD}"]);
+        let broken_off = [grin[0], grin[1], u32::from(b'x'), 0xFF, 0xC3];
+        assert_eq!(pushed(&pieces(false), &broken_off, true), ["", "", "\u{FFFD}x", "\u{FFFD}", "", "\u{FFFD}"]);
+    }
+
+    #[test]
+    fn the_first_space_of_a_text_is_dropped_once_where_the_encoding_adds_one() {
+        assert_eq!(pushed(&pieces(true), &[258, 256, 256], true).concat(), "a a");
+        assert_eq!(pushed(&pieces(true), &[258, 256, 256], false).concat(), "<end> a a");
+        assert_eq!(pushed(&pieces(false), &[256], true).concat(), " a");
+        assert_eq!(decode(&pieces(true), &[259, 256, 999], true), "a");
+    }
+
+    proptest! {
+        #[test]
+        fn pushing_equals_decoding(tokens in prop::collection::vec(prop_oneof![0u32..260, 0xC0u32..=0xF4, 0x80u32..0xC0], 0..60), skip in any::<bool>(), drops in any::<bool>()) {
+            let pieces = pieces(drops);
+            prop_assert_eq!(pushed(&pieces, &tokens, skip).concat(), decode(&pieces, &tokens, skip));
+        }
+    }
+}

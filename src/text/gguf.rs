@@ -258,3 +258,82 @@ impl<F: BufRead + Seek> Reader<'_, F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    fn entry(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+        [text(key), kind.to_le_bytes().to_vec(), value.to_vec()].concat()
+    }
+
+    fn array(kind: u32, count: u64, items: &[u8]) -> Vec<u8> {
+        [&kind.to_le_bytes(), count.to_le_bytes().as_slice(), items].concat()
+    }
+
+    fn file(count: u64, entries: &[Vec<u8>]) -> Vec<u8> {
+        [b"GGUF", 3u32.to_le_bytes().as_slice(), &0u64.to_le_bytes(), &count.to_le_bytes(), &entries.concat()].concat()
+    }
+
+    fn read(bytes: Vec<u8>) -> Result<HashMap<String, Field>, GgufError> {
+        read_tokenizer_fields(&mut Cursor::new(bytes))
+    }
+
+    #[test]
+    fn only_the_tokenizers_entries_are_taken() {
+        let entries = [
+            entry("general.name", 8, &text("x")),
+            entry("general.deep", 9, &array(9, 1, &array(8, 1, &text("y")))),
+            entry("tokenizer.ggml.model", 8, &text("gpt2")),
+            entry("tokenizer.ggml.tokens", 9, &array(8, 2, &[text("a"), text("")].concat())),
+            entry("tokenizer.ggml.token_type", 9, &array(5, 2, &[1, 0, 0, 0, 255, 255, 255, 255])),
+            entry("tokenizer.ggml.add_bos_token", 7, &[1]),
+            entry("tokenizer.ggml.bos_token_id", 4, &7u32.to_le_bytes()),
+        ];
+        let fields = read(file(7, &entries)).expect("reads");
+        assert_eq!(fields.len(), 5);
+        assert_eq!(fields["tokenizer.ggml.tokens"], Field::Texts(vec!["a".into(), String::new()]));
+        assert_eq!(fields["tokenizer.ggml.token_type"], Field::Signeds(vec![1, -1]));
+        assert_eq!(fields["tokenizer.ggml.bos_token_id"], Field::Unsigned(7));
+    }
+
+    #[test]
+    fn headers_that_promise_more_than_the_file_holds_are_refused() {
+        let huge = u64::MAX / 16;
+        for (what, bytes) in [
+            ("nothing", vec![]),
+            ("another format", b"GGML\x03\0\0\0".to_vec()),
+            ("a version from elsewhere", [b"GGUF", 9u32.to_le_bytes().as_slice(), &[0; 16]].concat()),
+            ("more entries than bytes", file(1000, &[])),
+            ("entries without end", file(u64::MAX, &[])),
+            ("a key without end", file(1, &[u64::MAX.to_le_bytes().to_vec(), vec![0; 20]])),
+            ("a long text", file(1, &[entry("tokenizer.x", 8, &huge.to_le_bytes())])),
+            ("a long array", file(1, &[entry("tokenizer.x", 9, &array(8, huge, &[]))])),
+            ("a long array elsewhere", file(1, &[entry("x", 9, &array(12, huge, &[]))])),
+            ("a long text elsewhere", file(1, &[entry("x", 8, &u64::MAX.to_le_bytes())])),
+            ("an array of arrays", file(1, &[entry("tokenizer.x", 9, &array(9, 0, &[]))])),
+            ("deep arrays", file(1, &[entry("x", 9, &[array(9, 1, &[]).repeat(6), array(0, 0, &[])].concat())])),
+            ("an unknown type", file(1, &[entry("x", 13, &[0; 8])])),
+            ("a text that is none", file(1, &[entry("tokenizer.x", 8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xFF])])),
+            ("the same key twice", file(2, &[entry("tokenizer.x", 7, &[1]), entry("tokenizer.x", 7, &[1])])),
+        ] {
+            assert!(read(bytes).is_err(), "{what}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(count in 0u64..5, bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(8), Just(9), any::<u8>()], 0..200)) {
+            let _ = read(file(count, &[bytes.clone()]));
+            let _ = read(file(count, &[text("tokenizer.x"), bytes]));
+        }
+    }
+}

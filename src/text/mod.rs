@@ -6,6 +6,8 @@ mod chat;
 mod clock;
 mod detokenize;
 mod encoder;
+#[cfg(test)]
+mod families;
 mod folder;
 mod gguf;
 mod gguf_vocabulary;

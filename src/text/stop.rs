@@ -71,3 +71,78 @@ impl StopStrings {
             .unwrap_or(self.held.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(stops: &[&str], include: bool, pushes: &[&str]) -> (Vec<String>, bool, String) {
+        let mut watch = StopStrings::new(stops.iter().map(|&stop| stop.to_owned()).collect(), include);
+        let outcomes: Vec<StopOutcome> = pushes.iter().map(|push| watch.push(push)).collect();
+        let stopped = outcomes.last().is_some_and(|outcome| outcome.stopped);
+        (outcomes.into_iter().map(|outcome| outcome.text).collect(), stopped, watch.finish())
+    }
+
+    #[test]
+    fn a_possible_beginning_waits_until_it_is_clear() {
+        let (shown, stopped, rest) = run(&["###"], false, &["a#", "#", "b", "##"]);
+        assert_eq!((shown, stopped, rest.as_str()), (["a", "", "##b", ""].map(String::from).to_vec(), false, "##"));
+        let (shown, stopped, rest) = run(&["###"], false, &["a#", "#", "#b", "c"]);
+        assert_eq!((shown, stopped, rest.as_str()), (["a", "", "", ""].map(String::from).to_vec(), true, ""));
+    }
+
+    #[test]
+    fn the_stop_string_is_shown_only_on_request() {
+        assert_eq!(run(&["end"], true, &["the e", "nding"]).0, ["the ", "end"]);
+        assert_eq!(run(&["end"], false, &["the e", "nding"]).0, ["the ", ""]);
+    }
+
+    #[test]
+    fn the_string_that_ends_first_decides_and_of_those_the_longest() {
+        assert_eq!(run(&["bcd", "c"], false, &["abcd"]).0, ["ab"]);
+        assert_eq!(run(&["b", "ab"], true, &["xab"]).0, ["xab"]);
+        assert_eq!(run(&["b", "ab"], false, &["xab"]).0, ["x"]);
+        assert_eq!(run(&["", "é"], false, &["caf", "é"]).0, ["caf", ""]);
+    }
+
+    /// Start and end of the stop that ends first, by looking at every end.
+    fn naive(stops: &[String], text: &str) -> Option<(usize, usize)> {
+        (0..=text.len()).filter(|&end| text.is_char_boundary(end)).find_map(|end| {
+            let longest = stops
+                .iter()
+                .filter(|stop| !stop.is_empty() && text[..end].ends_with(stop.as_str()))
+                .max_by_key(|stop| stop.len())?;
+            Some((end - longest.len(), end))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_of_any_size_stop_where_the_whole_text_stops(
+            stops in prop::collection::vec("[abé]{0,4}", 0..4),
+            pieces in prop::collection::vec("[abcé]{0,5}", 0..10),
+            include in any::<bool>(),
+        ) {
+            let whole = pieces.concat();
+            let mut watch = StopStrings::new(stops.clone(), include);
+            let mut shown = String::new();
+            let mut stopped = false;
+            for piece in &pieces {
+                let outcome = watch.push(piece);
+                shown += &outcome.text;
+                stopped = outcome.stopped;
+                prop_assert!(whole.starts_with(&shown));
+            }
+            shown += &watch.finish();
+            match naive(&stops, &whole) {
+                None => prop_assert_eq!((shown, stopped), (whole, false)),
+                Some((start, end)) => {
+                    prop_assert!(stopped);
+                    prop_assert_eq!(&shown, &whole[..if include { end } else { start }]);
+                }
+            }
+        }
+    }
+}

@@ -228,3 +228,84 @@ impl io::Write for Capped {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(template: &str) -> Result<String, TextError> {
+        let turn = Value::from_pairs([("role", "user"), ("content", "hello")]);
+        let variables = Value::from_pairs([("messages", Value::from(vec![turn]))]);
+        Templates::default().render(&TemplateSource::new(template), &variables, 1)
+    }
+
+    fn refusal(template: &str) -> String {
+        match render(template) {
+            Ok(text) => panic!("{template} rendered {} bytes", text.len()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_template_that_never_ends_runs_out_of_fuel() {
+        assert!(
+            refusal("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}").contains("fuel")
+        );
+        assert!(refusal("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").contains("recursion"));
+    }
+
+    #[test]
+    fn a_template_that_writes_too_much_is_cut_off() {
+        let doubled = "{% for i in range(9999) %}{{ 'x' * 99999 }}{% endfor %}";
+        assert!(matches!(render(doubled), Err(TextError::TooLong { limit: MAX_RENDERED_BYTES })));
+    }
+
+    #[test]
+    fn templates_reach_no_files_and_no_other_templates() {
+        for template in
+            ["{% include '/etc/passwd' %}", "{% import 'os' as os %}", "{% extends 'x' %}", "{{ open('/etc/passwd') }}"]
+        {
+            refusal(template);
+        }
+    }
+
+    #[test]
+    fn what_does_not_compile_says_where() {
+        let reason = refusal("{% for x in y %}\n{{ x }");
+        assert!(reason.contains("does not compile") && reason.contains("line 2"), "{reason}");
+        assert!(refusal(&format!("{{{{{}", "(".repeat(100_000))).contains("recursion"));
+        assert!(refusal(&" ".repeat(MAX_TEMPLATE_BYTES + 1)).contains("limit"));
+    }
+
+    #[test]
+    fn a_template_speaks_for_itself() {
+        assert!(refusal("{{ raise_exception('No ' ~ messages[0].role) }}").ends_with(": No user"));
+        assert!(refusal("{% macro f() %}{{ raise_exception('deep') }}{% endmacro %}{{ f() }}").ends_with(": deep"));
+    }
+
+    #[test]
+    fn the_date_is_todays() {
+        let year = render("{{ strftime_now('%Y') }}").expect("renders").parse::<u32>().expect("a year");
+        assert!((2024..2200).contains(&year));
+        assert!(refusal("{{ strftime_now('%Q') }}").contains("%Q"));
+    }
+
+    #[test]
+    fn methods_of_python_strings_are_known() {
+        let text = render(
+            "{{ 'a.b.c'.rsplit('.', 1)|join('+') }} {{ 'a=b=c'.partition('=')|join('|') }} {{ 'xay'.removeprefix('x').removesuffix('y') }}",
+        );
+        assert_eq!(text.expect("renders"), "a.b+c a|=|b=c a");
+    }
+
+    #[test]
+    fn more_templates_than_are_kept_still_render() {
+        let templates = Templates::default();
+        for number in (0..CACHED * 2).chain([0, 1]) {
+            let source = TemplateSource::new(format!("{number}"));
+            let text = templates.render(&source, &Value::from(()), 0);
+            assert_eq!(text.expect("renders"), number.to_string());
+        }
+        assert_eq!(templates.cache.lock().expect("not poisoned").len(), CACHED);
+    }
+}
