@@ -54,3 +54,17 @@ SOAK_MINUTES ?= 30
 soak: model build ## random load for SOAK_MINUTES (30): nothing fails, nothing is left behind, memory stays flat
 	@[ -d $(BENCH_ADAPTERS) ] || $(PYTHON) scripts/make-bench-adapters $(BENCH_ADAPTERS) 8
 	$(PYTHON) scripts/soak $(BINARY) $(MODEL) $(BENCH_ADAPTERS) $(SOAK_MINUTES)
+
+LOOP_PYTHON := .venv/bin/python
+loop: model build $(LOOP_PYTHON) ## make the training data, train the demo adapters (an hour on two cores), and evaluate them
+	$(PYTHON) recipes/ticket-triage/make.py
+	$(PYTHON) recipes/house-style/make.py
+	$(LOOP_PYTHON) recipes/train.py recipes/ticket-triage/build/train-v3.jsonl recipes/general/everyday.jsonl --base $(MODEL) --out target/loop/ticket-triage
+	$(LOOP_PYTHON) recipes/train.py recipes/house-style/build/train.jsonl recipes/general/everyday.jsonl --base $(MODEL) --out target/loop/house-style
+	$(BINARY) eval recipes/ticket-triage/heldout.jsonl --start $(MODEL) --model smollm2-135m+best --model ticket-triage -- --served-model-name smollm2-135m --adapter-dir target/loop
+	$(BINARY) eval recipes/house-style/heldout.jsonl --start $(MODEL) --model smollm2-135m+best --model house-style -- --served-model-name smollm2-135m --adapter-dir target/loop
+
+$(LOOP_PYTHON): recipes/requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r recipes/requirements.txt
+	@touch $@

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -41,6 +41,10 @@ pub struct BenchArgs {
     /// Spread the requests over this many of the server's adapters
     #[arg(long, value_name = "COUNT", conflicts_with = "model")]
     adapters: Option<usize>,
+    /// While the clock runs, ask these models for one token each, in turn, again and again (repeatable): with
+    /// --max-cpu-loras 1 on the server every such request is a cold load
+    #[arg(long, value_name = "NAME")]
+    beside: Vec<String>,
     /// Requests under way at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: u16,
@@ -85,14 +89,37 @@ pub fn run(args: BenchArgs) -> Result<(), String> {
     let warmup = args.warmup.unwrap_or(concurrency);
     drive(warmup, 0);
     let begin = Instant::now();
-    let timed = drive(args.requests.unwrap_or(4 * concurrency), warmup);
-    let report = Report::of(&models, concurrency, begin.elapsed(), &timed);
+    let (timed, beside) =
+        disturbed(&target, &args.beside, &prompts, || drive(args.requests.unwrap_or(4 * concurrency), warmup));
+    let report = Report::of(&models, concurrency, begin.elapsed(), &timed).beside(&beside);
     print!("{report}");
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
         std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
     }
     if report.errors > 0 { Err(format!("{} of {} requests failed", report.errors, report.requests)) } else { Ok(()) }
+}
+
+/// Runs `measured` while one more client asks `models` in turn; that client's requests come second.
+fn disturbed(
+    target: &Target,
+    models: &[String],
+    prompts: &Prompts,
+    measured: impl FnOnce() -> Vec<Timed>,
+) -> (Vec<Timed>, Vec<Timed>) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut timed = Vec::new();
+            for model in models.iter().cycle().take_while(|_| !over.load(Ordering::Acquire)) {
+                timed.push(target.complete(model, &prompts.take(timed.len())[..1], 1));
+            }
+            timed
+        });
+        let timed = measured();
+        over.store(true, Ordering::Release);
+        (timed, client.join().unwrap_or_default())
+    })
 }
 
 /// The models to ask, in turn.

@@ -24,6 +24,16 @@ pub struct Report {
     pub time_to_first_token_ms: Quantiles,
     pub inter_token_ms: Quantiles,
     pub request_ms: Quantiles,
+    /// Of the client beside, where there was one.
+    pub beside: Option<Beside>,
+}
+
+/// What a client got that asked other models while the measured ones ran.
+#[derive(Debug, Serialize)]
+pub struct Beside {
+    pub requests: usize,
+    pub errors: usize,
+    pub request_ms: Quantiles,
 }
 
 /// Nearest-rank quantiles, in milliseconds.
@@ -71,7 +81,18 @@ impl Report {
             time_to_first_token_ms: Quantiles::of(good.iter().filter_map(|one| one.first_token)),
             inter_token_ms: Quantiles::of(good.iter().flat_map(|one| one.gaps.iter().copied())),
             request_ms: Quantiles::of(good.iter().map(|one| one.total)),
+            beside: None,
         }
+    }
+
+    /// With the figures of the client beside, if it asked anything.
+    pub fn beside(mut self, timed: &[Timed]) -> Self {
+        self.beside = (!timed.is_empty()).then(|| Beside {
+            requests: timed.len(),
+            errors: timed.iter().filter(|one| one.error.is_some()).count(),
+            request_ms: Quantiles::of(timed.iter().map(|one| one.total)),
+        });
+        self
     }
 }
 
@@ -103,6 +124,10 @@ impl fmt::Display for Report {
         ] {
             let Quantiles { p50, p95, p99, max } = quantiles;
             writeln!(f, "  {name:<22}{p50:>10.1}{p95:>10.1}{p99:>10.1}{max:>10.1}")?;
+        }
+        if let Some(Beside { requests, errors, request_ms: Quantiles { p50, p95, p99, max } }) = &self.beside {
+            writeln!(f, "  {:<22}{p50:>10.1}{p95:>10.1}{p99:>10.1}{max:>10.1}", "beside: request")?;
+            writeln!(f, "  beside: {requests} requests, {errors} errors")?;
         }
         Ok(())
     }
