@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -125,11 +126,16 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
     Ok(Built { gateway, refused: adapters.refused, notes: loaded.notes, engine: thread })
 }
 
+/// The database of a data directory.
+pub fn record_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("tunegate.db")
+}
+
 /// Opens the record in the data directory.
 pub fn open_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Journal, AppError> {
     std::fs::create_dir_all(&config.record.data_dir)
         .map_err(|error| AppError::System(format!("{}: {error}", config.record.data_dir.display())))?;
-    let store = SqliteStore::open(&config.record.data_dir.join("tunegate.db"))?;
+    let store = SqliteStore::open(&record_file(&config.record.data_dir))?;
     Ok(Journal::open(Arc::new(store), &config.record, Arc::clone(metrics))?)
 }
 

@@ -2,6 +2,8 @@
 
 pub mod bench;
 pub mod eval;
+mod operator;
+pub mod replay;
 pub mod serve;
 mod started;
 
@@ -23,6 +25,7 @@ pub struct Cli {
 enum Command {
     Serve(Box<serve::ServeArgs>),
     Eval(eval::EvalArgs),
+    Replay(Box<replay::ReplayArgs>),
     Bench(bench::BenchArgs),
 }
 
@@ -49,6 +52,7 @@ pub fn run(mut line: Vec<String>) -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve::run(*args, warnings),
         Command::Eval(args) => code(eval::run(args)),
+        Command::Replay(args) => replay::run(*args),
         Command::Bench(args) => code(bench::run(args)),
     }
 }

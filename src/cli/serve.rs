@@ -53,15 +53,7 @@ pub fn run(args: ServeArgs, warnings: Vec<String>) -> ExitCode {
     layer.model = layer.model.or(args.base);
     let mut settings = Settings::gather_here(args.config.as_deref(), layer);
     settings.warnings.extend(warnings);
-    let located = locate(&settings, args.check_config);
-    let config = match located {
-        Ok(model) => settings.settle(model),
-        Err(fault) => {
-            let others = settings.settle(PathBuf::new()).err().unwrap_or_default();
-            Err([vec![fault], others].concat())
-        }
-    };
-    match config {
+    match settled(&settings, args.check_config) {
         Ok(_) if args.check_config => {
             show(&settings);
             ExitCode::SUCCESS
@@ -70,6 +62,17 @@ pub fn run(args: ServeArgs, warnings: Vec<String>) -> ExitCode {
         Err(faults) => {
             faults.iter().for_each(|fault| eprintln!("tunegate: {fault}"));
             ExitCode::from(2)
+        }
+    }
+}
+
+/// Everything settled, or every fault. Fetches the model's files if need be, unless only the settings are checked.
+pub(super) fn settled(settings: &Settings, check_only: bool) -> Result<Config, Vec<Fault>> {
+    match locate(settings, check_only) {
+        Ok(model) => settings.settle(model),
+        Err(fault) => {
+            let others = settings.settle(PathBuf::new()).err().unwrap_or_default();
+            Err([vec![fault], others].concat())
         }
     }
 }
@@ -176,7 +179,7 @@ fn welcome(ready: &Ready<'_>, policy: RecordPolicy, data_dir: &Path) {
          answer = client.chat.completions.create(model=model.id, max_tokens=80, messages=[{{\"role\": \"user\", \"content\": \"{QUESTION}\"}}])\n    \
          print(model.id, \"→\", answer.choices[0].message.content)\n"
     );
-    let file = data_dir.join("tunegate.db");
+    let file = app::record_file(data_dir);
     match policy {
         RecordPolicy::Full => println!(
             "Recorded: every question and answer, in {} (--record metadata or --record none keeps less).",

@@ -147,6 +147,9 @@ impl Settings {
         let mut check = Check { settings: self, faults: self.faults.clone() };
         let said = &self.said;
         let engine = check.engine();
+        let limits = check.limits();
+        // Less would refuse the largest requests for ever.
+        let least_pending = limits.max_choices as usize;
         let config = Config {
             server: check.server(),
             model: check.model(model),
@@ -154,9 +157,14 @@ impl Settings {
             record: RecordConfig {
                 policy: said.record.unwrap_or(RecordPolicy::Full),
                 data_dir: self.data_dir(),
-                max_pending: check.at_least("record_max_pending", said.record_max_pending, 1024, 1),
+                max_pending: check.at_least(
+                    "record_max_pending",
+                    said.record_max_pending,
+                    least_pending.max(1024),
+                    least_pending,
+                ),
             },
-            limits: check.limits(),
+            limits,
             engine,
         };
         check.log();

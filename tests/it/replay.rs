@@ -1,5 +1,7 @@
 //! A recorded request runs again on its recorded versions, and every difference is found.
 
+mod command;
+
 use axum::{Router, body::Body};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
