@@ -50,7 +50,8 @@ pub struct Job {
 #[derive(Clone, Debug)]
 pub enum Work {
     Generate(Generate),
-    /// Teacher-forced: one score for each token after the first, then `Finished(Length)`. `top` tokens are reported for each.
+    /// Teacher-forced: one score for each token after the first, then `Finished(Length)`. `top` tokens are reported for
+    /// each.
     Score {
         top: u8,
     },
@@ -89,8 +90,8 @@ pub enum Priority {
     Normal,
 }
 
-/// Set by whoever no longer wants the job; the engine frees its place before the next step, and the job's channel closes
-/// without a last event. Dropping the event receiver does the same.
+/// Set by whoever no longer wants the job; the engine frees its place before the next step, and the job's channel
+/// closes without a last event. Dropping the event receiver does the same.
 #[derive(Clone, Debug, Default)]
 pub struct CancelFlag(Arc<AtomicBool>);
 

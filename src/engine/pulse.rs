@@ -37,8 +37,8 @@ pub struct Pulse {
     kv_used: AtomicUsize,
     /// A [`Desk`]: one word, so that a seat is never given against a place that has just been taken.
     desk: AtomicU64,
-    /// The end of the last step, the last time that work came to an idle engine, and the last time that sequences ended:
-    /// in microseconds since `begun`.
+    /// The end of the last step, the last time that work came to an idle engine, and the last time that sequences
+    /// ended: in microseconds since `begun`.
     stepped_us: AtomicU64,
     woken_us: AtomicU64,
     ended_us: AtomicU64,

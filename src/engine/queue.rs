@@ -1,5 +1,5 @@
-//! Sequences without a place: one lane for each (tenant, adapter), served in turn, so that a burst on one does not starve
-//! another.
+//! Sequences without a place: one lane for each (tenant, adapter), served in turn, so that a burst on one does not
+//! starve another.
 
 use std::collections::VecDeque;
 

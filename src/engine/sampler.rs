@@ -17,8 +17,8 @@ pub fn uniform(seed: u64, choice: u32, index: u64) -> f64 {
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Philox4x32-10: ten rounds of a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-/// SC 2011).
+/// Philox4x32-10: ten rounds of a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+/// 3", SC 2011).
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];

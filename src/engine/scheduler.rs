@@ -1,5 +1,5 @@
-//! Who runs in the next step. Plain data, no tensors: it moves sequences between the queue and their places, hands out KV
-//! blocks, and writes the batch.
+//! Who runs in the next step. Plain data, no tensors: it moves sequences between the queue and their places, hands out
+//! KV blocks, and writes the batch.
 
 use std::time::{Duration, Instant};
 
@@ -153,8 +153,8 @@ impl Scheduler {
         !step.turns.is_empty()
     }
 
-    /// Gives every running sequence the blocks for its next row. Where none are free, the last admitted loses its place and is
-    /// computed again later: the oldest can thus always go on, so everybody gets to be the oldest and to finish.
+    /// Gives every running sequence the blocks for its next row. Where none are free, the last admitted loses its place
+    /// and is computed again later: the oldest can thus always go on, so everybody gets to be the oldest and to finish.
     fn grow(&mut self) {
         let Some(priority) = self.running.first().map(|sequence| sequence.priority) else { return };
         let mut index = 0;
@@ -203,7 +203,8 @@ impl Scheduler {
             return Fit::NoPlace;
         }
         let yielding: usize = self.running[count..].iter().map(|lower| lower.blocks.len()).sum();
-        // Each running sequence may want one more block soon; without this margin the newcomer would be preempted at once.
+        // Each running sequence may want one more block soon; without this margin the newcomer would be preempted at
+        // once.
         if self.pool.needed(sequence.known()) + count > self.pool.free() + yielding {
             return Fit::NoBlocks;
         }
@@ -241,7 +242,8 @@ impl Scheduler {
         self.queue(sequence.priority).push_preempted(sequence);
     }
 
-    /// One row for every sequence that needs just one; prompts share what is left. Only the highest running priority runs.
+    /// One row for every sequence that needs just one; prompts share what is left. Only the highest running priority
+    /// runs.
     fn share_rows(&mut self, step: &mut Step) {
         let priority = self.running.first().map(|sequence| sequence.priority);
         let runs = |(_, sequence): &(usize, &Sequence)| Some(sequence.priority) == priority;
@@ -272,8 +274,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes in a step's answers, which lasted `took`; returns how many sequences ended with it. `output` has one answer
-    /// for each of the batch's asks.
+    /// Takes in a step's answers, which lasted `took`; returns how many sequences ended with it. `output` has one
+    /// answer for each of the batch's asks.
     pub fn advance(&mut self, step: &Step, output: &mut StepOutput, took: Duration) -> usize {
         let limit = if step.mixed { &mut self.beside } else { &mut self.alone };
         limit.learn(step.prompt_rows, took);
@@ -290,7 +292,8 @@ impl Scheduler {
         ended.len()
     }
 
-    /// Ends every sequence of a step that failed. The others begin again: what a failed step has left in any block is unknown.
+    /// Ends every sequence of a step that failed. The others begin again: what a failed step has left in any block is
+    /// unknown.
     pub fn fail(&mut self, step: &Step, fault: &EngineFault) -> usize {
         let mut failed: Vec<usize> = step.turns.iter().map(|turn| turn.index).collect();
         failed.sort_unstable();
@@ -338,8 +341,9 @@ pub fn places(config: &EngineConfig) -> usize {
     config.max_num_seqs.min(config.max_num_batched_tokens).max(1)
 }
 
-/// Shares `left` rows among prompts, given as (index, rows wanted) in order of admission. The first gets at least half, so
-/// that it goes on whatever comes; the rest goes to the shortest, so that a short prompt does not stand behind a long one.
+/// Shares `left` rows among prompts, given as (index, rows wanted) in order of admission. The first gets at least half,
+/// so that it goes on whatever comes; the rest goes to the shortest, so that a short prompt does not stand behind a
+/// long one.
 fn share(left: usize, mut prompts: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
     let Some(((_, first), others)) = prompts.split_first_mut() else { return prompts };
     let wanted: usize = others.iter().map(|&(_, rows)| rows).sum();

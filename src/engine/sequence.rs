@@ -239,13 +239,15 @@ impl Sequence {
     }
 
     fn end(&mut self, event: Event) {
+        // Whoever sees the end may count on the weights being let go of.
+        self.adapter = None;
         self.tell(event);
         self.ended = true;
     }
 
     fn tell(&mut self, event: Event) {
-        // Room for every event was made with the channel, so this fails only where the reader has left (and the next step
-        // drops the sequence) or made a channel too small for its own job.
+        // Room for every event was made with the channel, so this fails only where the reader has left (and the next
+        // step drops the sequence) or made a channel too small for its own job.
         if !self.ended && self.events.try_send(event).is_err() {
             self.cancel.cancel();
         }

@@ -68,8 +68,8 @@ impl Worker {
         }
     }
 
-    /// The life of the engine thread. It ends when every handle is gone and all work is done, when it is told to stop, or
-    /// when the decoder keeps failing.
+    /// The life of the engine thread. It ends when every handle is gone and all work is done, when it is told to stop,
+    /// or when the decoder keeps failing.
     pub fn run(mut self) {
         while !self.pulse.is_stopping() && (self.take_jobs() || self.scheduler.has_work()) {
             let left = self.scheduler.drop_abandoned();
@@ -132,6 +132,8 @@ impl Worker {
         // too, which is why `Scheduler::fail` begins all sequences again.
         let result = catch_unwind(AssertUnwindSafe(|| self.decoder.forward(&self.step.batch, &mut self.output)));
         let took = begun.elapsed();
+        // An idle engine holds no weights.
+        self.step.batch.adapters.clear();
         self.metrics.step_seconds.observe(took.as_secs_f64());
         self.metrics.step_rows.observe(self.step.batch.rows() as f64);
         let (answers, asks) = (self.output.answers.len(), self.step.batch.asks.len());

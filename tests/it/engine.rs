@@ -1,4 +1,5 @@
-//! The engine end to end: jobs in, events out, on a decoder whose every answer depends on every block, position and row.
+//! The engine end to end: jobs in, events out, on a decoder whose every answer depends on every block, position and
+//! row.
 
 mod bent;
 mod gate;
@@ -231,6 +232,19 @@ fn a_client_that_leaves_frees_its_place_before_the_next_step() {
     assert_eq!(last.answer().scores.len(), 1);
     let cancelled = mid_prompt.answer();
     assert!(cancelled.last.is_none() && cancelled.scores.is_empty());
+}
+
+#[test]
+fn an_adapter_is_let_go_of_before_the_last_event() {
+    let engine = TestEngine::free(Toy::new(64, 4), config());
+    for ask in [Ask::greedy([1], 3), Ask::work([1, 2, 3], Work::Embed), Ask::work([1, 2, 3], Work::Score { top: 0 })] {
+        let adapter = toy::adapter("poet");
+        let (job, mut reader) = ask.adapter(&adapter).job();
+        engine.handle.submit(job).expect("the engine takes the job");
+        while !matches!(reader.next(), Some(Event::Finished(_) | Event::Hidden(_))) {}
+        assert_eq!(std::sync::Arc::strong_count(&adapter), 1);
+    }
+    engine.ends_whole();
 }
 
 #[test]
@@ -490,7 +504,8 @@ proptest! {
         let mut engine = TestEngine::stepped(Toy::new(blocks, 4), config);
         let mut readers = Vec::new();
         for visit in visits {
-            let mut ask = Ask::greedy(prompt(visit.seed, visit.len), visit.max_tokens).tenant(u64::from(visit.seed % 3));
+            let tenant = u64::from(visit.seed % 3);
+            let mut ask = Ask::greedy(prompt(visit.seed, visit.len), visit.max_tokens).tenant(tenant);
             if visit.voice > 0 {
                 ask = ask.adapter(&toy::adapter(&format!("voice {}", visit.voice)));
             }

@@ -217,8 +217,8 @@ fn answers_go_first_and_prompts_share_what_is_left() {
     bench.step();
     let _long = bench.push(10, 20, 1);
     let _short = bench.push(11, 3, 1);
-    // Seven rows are left beside three answers: half goes to the older prompt, the shorter one is read whole, and what it
-    // does not need goes back.
+    // Seven rows are left beside three answers: half goes to the older prompt, the shorter one is read whole, and what
+    // it does not need goes back.
     assert_eq!(bench.step(), Some(vec![(1, 1), (2, 1), (3, 1), (10, 4), (11, 3)]));
 }
 
@@ -400,7 +400,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
-    /// Every job ends exactly once with all it asked for, unless it left or was in a failed step; and every block comes back.
+    /// Every job ends exactly once with all it asked for, unless it left or was in a failed step; and every block comes
+    /// back.
     #[test]
     fn whatever_comes_and_goes_everybody_ends_and_no_block_is_lost(
         ops in ops(), places in 1..6usize, rows in 1..24usize, blocks in 15..40usize, loras in 1..4usize,

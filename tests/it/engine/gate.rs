@@ -145,8 +145,8 @@ impl TestEngine {
         }
     }
 
-    /// Asks one question after the other, lets `pause(i)` steps run after the i-th, and reads all answers. From the last
-    /// question on the engine runs by itself.
+    /// Asks one question after the other, lets `pause(i)` steps run after the i-th, and reads all answers. From the
+    /// last question on the engine runs by itself.
     pub fn ask_one_by_one(&mut self, asks: &[Ask], pause: impl Fn(usize) -> usize) -> Vec<Answer> {
         let ask = |(i, ask): (usize, &Ask)| {
             let reader = self.ask(ask);

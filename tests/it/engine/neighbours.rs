@@ -30,8 +30,8 @@ fn questions() -> Vec<Ask> {
         .collect()
 }
 
-/// Asks all sixteen, one more after every `pause` steps, with `rows` rows in a step; counts those whose answer is not the
-/// one that the oracle gives.
+/// Asks all sixteen, one more after every `pause` steps, with `rows` rows in a step; counts those whose answer is not
+/// the one that the oracle gives.
 fn wrong_answers(bend: fn(&mut Batch, KvShape), rows: usize, pause: usize) -> usize {
     let config = EngineConfig { max_num_batched_tokens: rows, ..config() };
     let mut engine = TestEngine::stepped(Bent::new(Box::new(Toy::new(256, 4)), bend), config);

@@ -144,10 +144,24 @@ struct Outcome {
     repeated: usize,
 }
 
-/// Asks sixteen questions; between two of them up to five steps run, as `arrivals` draws them.
-fn ask_all(bend: fn(&mut Batch, KvShape), blocks: u64, rows: usize, arrivals: u64) -> Outcome {
+/// How the sixteen questions are asked.
+struct Scene {
+    bend: fn(&mut Batch, KvShape),
+    blocks: u64,
+    /// In one step, at most.
+    rows: usize,
+    /// Draws how many steps, up to five, run between two questions.
+    arrivals: u64,
+    max_tokens: usize,
+}
+
+/// What shows a wrong build in a few tokens.
+const BRIEF: Scene = Scene { bend: bent::straight, blocks: 256, rows: 64, arrivals: ARRIVALS, max_tokens: 8 };
+
+fn ask_all(scene: &Scene) -> Outcome {
+    let Scene { bend, blocks, rows, arrivals, max_tokens } = *scene;
     let mut llama = Llama::load(blocks);
-    let questions = llama.questions(24);
+    let questions = llama.questions(max_tokens);
     let config = EngineConfig { max_num_batched_tokens: rows, ..config() };
     let mut engine = TestEngine::stepped(Bent::new(llama.take_decoder(), bend), config);
     let asks: Vec<Ask> = questions.iter().map(|question| question.ask.clone()).collect();
@@ -157,7 +171,7 @@ fn ask_all(bend: fn(&mut Batch, KvShape), blocks: u64, rows: usize, arrivals: u6
         !llama.agrees(question, answer)
     });
     let wrong = wrong.count();
-    let needed: usize = asks.iter().map(|ask| ask.tokens.len() + 24 - 1).sum();
+    let needed: usize = asks.iter().map(|ask| ask.tokens.len() + max_tokens - 1).sum();
     let computed = engine.metrics.step_rows.get_sample_sum() as usize;
     engine.ends_whole();
     Outcome { wrong, repeated: computed - needed }
@@ -166,7 +180,7 @@ fn ask_all(bend: fn(&mut Batch, KvShape), blocks: u64, rows: usize, arrivals: u6
 #[test]
 fn among_fifteen_neighbours_everybody_gets_the_oracles_answer() {
     for (rows, arrivals) in [(512, 0), (16, ARRIVALS), (29, !ARRIVALS)] {
-        let Outcome { wrong, repeated } = ask_all(bent::straight, 256, rows, arrivals);
+        let Outcome { wrong, repeated } = ask_all(&Scene { rows, arrivals, max_tokens: 24, ..BRIEF });
         assert_eq!((wrong, repeated), (0, 0), "{rows} rows in a step, arrivals {arrivals:x}");
     }
 }
@@ -174,20 +188,20 @@ fn among_fifteen_neighbours_everybody_gets_the_oracles_answer() {
 #[test]
 fn preempted_answers_are_the_oracles_too() {
     // 12 blocks hold 192 positions; the sixteen want up to 40 + 24 each at the same time.
-    let Outcome { wrong, repeated } = ask_all(bent::straight, 12, 64, 0);
+    let Outcome { wrong, repeated } = ask_all(&Scene { blocks: 12, arrivals: 0, max_tokens: 24, ..BRIEF });
     assert_eq!(wrong, 0);
     assert!(repeated > 0, "somebody was preempted");
 }
 
 #[test]
 fn a_build_that_ignores_a_lease_is_noticed() {
-    assert_eq!(ask_all(bent::no_adapters, 256, 64, ARRIVALS).wrong, 14, "all but the two that asked the base");
+    assert_eq!(ask_all(&Scene { bend: bent::no_adapters, ..BRIEF }).wrong, 14, "all but the two that asked the base");
 }
 
 #[test]
 fn a_build_with_rows_or_weights_mixed_up_is_noticed() {
     for bend in [bent::one_adapter, bent::adapter_rows_shifted, bent::blocks_swapped, bent::asks_shifted] {
-        assert!(ask_all(bend, 256, 64, ARRIVALS).wrong > 0);
+        assert!(ask_all(&Scene { bend, ..BRIEF }).wrong > 0);
     }
 }
 

@@ -1,6 +1,6 @@
-//! A real `LanguageModel` over a tiny function: each row writes a mark of its token, position and adapter into its KV cell,
-//! and its scores depend on every mark before it, read through the block table. A wrong block, position, chunk, order or
-//! adapter row changes the answer.
+//! A real `LanguageModel` over a tiny function: each row writes a mark of its token, position and adapter into its KV
+//! cell, and its scores depend on every mark before it, read through the block table. A wrong block, position, chunk,
+//! order or adapter row changes the answer.
 
 use std::sync::Arc;
 
