@@ -56,6 +56,7 @@ impl Worker {
         let kv = decoder.kv_shape();
         let scheduler = Scheduler::new(config, kv, decoder.shape().vocab);
         metrics.kv_blocks.set(kv.blocks as i64);
+        metrics.kv_block_tokens.set(kv.block_tokens as i64);
         Self {
             decoder,
             scheduler,

@@ -20,7 +20,9 @@ pub async fn check(State(app): State<AppState>, request: Request, next: Next) ->
     let checked = header_size(request.headers(), request.uri(), app.limits().max_header_bytes).and_then(|()| {
         match request.extensions().get::<Peer>() {
             Some(Peer::Unix) => Ok(()),
-            Some(Peer::Tcp(_)) | None if private => host(request.headers(), request.uri()),
+            Some(Peer::Tcp(_)) | None if private => {
+                host(request.headers(), request.uri()).and_then(|()| origin(request.headers()))
+            }
             Some(Peer::Tcp(_)) | None => Ok(()),
         }
     });
@@ -65,6 +67,19 @@ fn host(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
     refuse("without keys this server answers only to localhost, 127.0.0.1 and [::1]; set --api-key to use other names")
 }
 
+/// A page of elsewhere may send simple requests here without asking; a browser says where it comes from.
+fn origin(headers: &HeaderMap) -> Result<(), ApiError> {
+    let foreign = headers.get_all(header::ORIGIN).iter().any(|origin| {
+        let host = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+        !host.is_some_and(is_this_machine)
+    });
+    if foreign {
+        let message = "without keys this server takes no requests from pages of elsewhere; set --api-key";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message).about("origin"));
+    }
+    Ok(())
+}
+
 fn is_this_machine(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -84,6 +99,20 @@ mod tests {
         }
         for bad in ["", "evil.example", "localhost.evil.example", "10.0.0.1:8000", "[::2]", "127.0.0.1.evil.example"] {
             assert!(!is_this_machine(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn pages_of_elsewhere_are_turned_away() {
+        let check = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ORIGIN, value.parse().unwrap());
+            origin(&headers).map_err(|error| error.status.as_u16())
+        };
+        assert_eq!(origin(&HeaderMap::new()).map_err(|error| error.code), Ok(()));
+        assert_eq!(check("http://localhost:3000"), Ok(()));
+        for bad in ["null", "https://evil.example", "http://localhost.evil.example", ""] {
+            assert_eq!(check(bad), Err(403), "{bad}");
         }
     }
 

@@ -63,6 +63,11 @@ const NAMED_FIELDS: usize = 1024;
 
 impl AppState {
     pub fn new(gateway: Gateway, metrics: Arc<Metrics>, config: &Config, keys: Arc<Keys>) -> Self {
+        if keys.is_empty() && !keys.loopback_only() {
+            tracing::warn!(
+                "anybody who can connect may ask: this server listens beyond this machine and has no API key (--api-key)"
+            );
+        }
         Self(Arc::new(Inner {
             tokenizing: Arc::new(Semaphore::new(gateway.settings().tokenizer_threads.max(1))),
             gateway,

@@ -89,6 +89,7 @@ impl Trace {
     /// An error, before the answer or in it.
     pub fn failed(&self, error: &ApiError) {
         let mut line = self.line();
+        line.metrics.refused.with_label_values(&[error.code]).inc();
         line.ending = Some("error".to_owned());
         line.code = Some(error.code);
         line.detail = Some(match &error.detail {
@@ -111,9 +112,6 @@ impl Drop for Line {
         let total_ms = self.began.elapsed().as_millis() as u64;
         let usage = self.usage.unwrap_or_default();
         self.metrics.http_in_flight.dec();
-        if let Some(code) = self.code {
-            self.metrics.refused.with_label_values(&[code]).inc();
-        }
         macro_rules! write_line {
             ($level:ident) => {
                 tracing::$level!(

@@ -112,7 +112,9 @@ mod tests {
 
     use super::*;
 
-    fn read(messages: Value) -> Result<(Vec<Message>, Vec<String>), (&'static str, String)> {
+    type Refusal = (&'static str, String);
+
+    fn read(messages: Value) -> Result<(Vec<Message>, Vec<String>), Refusal> {
         let mut fields = Fields::at("", json!({"messages": messages})).unwrap();
         let mut unknown = Vec::new();
         take(&mut fields, &mut unknown)
