@@ -1,3 +1,9 @@
 //! The API over real sockets, with the tiny real model behind it.
 
+mod access;
 mod answers;
+mod bad;
+mod endings;
+mod limits;
+mod lists;
+mod parameters;

@@ -35,11 +35,10 @@ pub struct TestServer {
     pub address: SocketAddr,
     pub socket: PathBuf,
     pub gateway: Gateway,
-    pub metrics: Arc<Metrics>,
     built: Option<Built>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<()>>,
-    folder: TempDir,
+    _folder: TempDir,
 }
 
 impl TestServer {
@@ -65,17 +64,14 @@ impl TestServer {
         let address = tcp.local_addr().unwrap();
         let socket = folder.path().join("server.sock");
         let unix = UnixListener::bind(&socket).unwrap();
-        let settings = ServeSettings {
-            limits: Arc::new(config.limits.clone()),
-            metrics: Arc::clone(&metrics),
-            grace: Duration::from_secs(5),
-        };
+        let settings =
+            ServeSettings { limits: Arc::new(config.limits.clone()), metrics, grace: Duration::from_secs(5) };
         let (stop, stopped) = oneshot::channel::<()>();
         let listeners = vec![Listener::Tcp(tcp), Listener::Unix(unix)];
         let serving = tokio::spawn(serve(listeners, router, settings, async {
             let _ = stopped.await;
         }));
-        Self { address, socket, gateway, metrics, built: Some(built), stop: Some(stop), serving: Some(serving), folder }
+        Self { address, socket, gateway, built: Some(built), stop: Some(stop), serving: Some(serving), _folder: folder }
     }
 
     /// With keys read from a file of this text.
@@ -87,10 +83,6 @@ impl TestServer {
             change(config);
         })
         .await
-    }
-
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     pub async fn connect(&self) -> TcpStream {

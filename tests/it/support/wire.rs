@@ -182,9 +182,22 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         (size > 0).then_some(chunk)
     }
 
-    /// Whether the server has closed the connection without another byte. Waits for it.
+    /// Waits for the server's next byte or the end; true if the end came without a byte.
     pub async fn is_closed(&mut self) -> bool {
         self.buffer.is_empty() && !self.more().await
+    }
+
+    /// Everything until the server closes the connection. Waits for that.
+    pub async fn until_closed(&mut self) -> Vec<u8> {
+        while self.more().await {}
+        std::mem::take(&mut self.buffer)
+    }
+
+    pub async fn write(&mut self, bytes: &[u8])
+    where
+        S: AsyncWrite,
+    {
+        self.stream.write_all(bytes).await.unwrap();
     }
 }
 
