@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{Description, check};
+use super::{Description, check, check_layers};
 use crate::{
     model::{Family, LoadError, ModelShape, Rope},
     terms::SamplingLayer,
@@ -76,7 +76,7 @@ fn shape(config: &Fields) -> Result<ModelShape, LoadError> {
         None => return Err(config.wrong("model_type", "a family's name")),
     };
     refuse_what_we_do_not_compute(config)?;
-    let (hidden, layers) = (config.needed("hidden_size")?, config.needed("num_hidden_layers")?);
+    let (hidden, layers) = (config.needed("hidden_size")?, check_layers(config.needed("num_hidden_layers")?)?);
     let heads = config.needed("num_attention_heads")?;
     let kv_heads = match (config.count("num_key_value_heads")?, family) {
         (Some(kv_heads), _) => kv_heads,

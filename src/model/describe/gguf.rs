@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Description, check};
+use super::{Description, check, check_layers};
 use crate::{
     model::{Family, LoadError, ModelShape, Rope, weights::gguf::GgufFile},
     terms::SamplingLayer,
@@ -44,7 +44,7 @@ pub fn read_gguf(path: &Path, file: &GgufFile) -> Result<Description, LoadError>
         }
         None => return Err(LoadError::MissingTensor("token_embd.weight".to_owned())),
     };
-    let (hidden, layers) = (needed("embedding_length")?, needed("block_count")?);
+    let (hidden, layers) = (needed("embedding_length")?, check_layers(needed("block_count")?)?);
     let heads = needed("attention.head_count")?;
     let head_dim = meta.count(&key("attention.key_length")).unwrap_or(hidden / heads.max(1));
     if meta.count(&key("attention.value_length")).is_some_and(|length| length != head_dim) {

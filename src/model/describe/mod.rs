@@ -19,14 +19,20 @@ pub struct Description {
     pub notes: Vec<String>,
 }
 
+/// Refuses a number of layers that no model has, before anything is kept for each layer.
+fn check_layers(layers: usize) -> Result<usize, LoadError> {
+    between("number of layers", layers, 1 << 10)?;
+    Ok(layers)
+}
+
+fn between(what: &str, value: usize, most: usize) -> Result<(), LoadError> {
+    let fits = (1..=most).contains(&value);
+    fits.then_some(()).ok_or_else(|| LoadError::Unsupported(format!("{what} is {value}; 1 to {most} is supported")))
+}
+
 /// Refuses sizes that no model has and that later arithmetic could not hold.
 fn check(shape: &ModelShape) -> Result<(), LoadError> {
-    let between = |what: &str, value: usize, most: usize| {
-        let fits = (1..=most).contains(&value);
-        fits.then_some(()).ok_or_else(|| LoadError::Unsupported(format!("{what} is {value}; 1 to {most} is supported")))
-    };
     between("hidden size", shape.hidden, 1 << 17)?;
-    between("number of layers", shape.layers, 1 << 10)?;
     between("number of attention heads", shape.heads, 1 << 10)?;
     between("number of key-value heads", shape.kv_heads, 1 << 10)?;
     between("head size", shape.head_dim, 1 << 12)?;

@@ -58,7 +58,7 @@ pub fn product(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
         return x.matmul(&weight.t()?);
     }
     // On a CPU a transposed right side is packed anew in each call; with the weight on the left the same product takes half
-    // the time at 4 to 32 rows (`cargo bench --bench linear`).
+    // the time at 4 to 32 rows (`cargo bench --bench model`).
     let transposed = weight.matmul(&x.t()?)?;
     match x.dim(0)? {
         1 => transposed.reshape((1, ())),
