@@ -5,8 +5,9 @@ use std::{fmt, path::Path};
 
 use serde::Serialize;
 
-use super::{AdapterCard, AdapterLimits, Refusal, folder::AdapterFiles, peft};
+use super::{AdapterCard, AdapterError, AdapterLimits, Refusal, folder::AdapterFiles, peft, source};
 use crate::{
+    config::AdapterConfig,
     model::{ModelShape, Site},
     terms::AdapterVersion,
 };
@@ -113,4 +114,23 @@ impl fmt::Display for AdapterPlan {
 pub fn check_folder(path: &Path, shape: &ModelShape, limits: AdapterLimits) -> Result<AdapterPlan, Vec<Refusal>> {
     let files = AdapterFiles::read(path, path, limits.max_file_bytes)?;
     peft::read(&files, shape, limits, None).map(|adapter| adapter.plan)
+}
+
+/// What a dry run found: a name and its plan, or why it is refused.
+pub type Checked = (String, Result<AdapterPlan, Vec<Refusal>>);
+
+/// Checks every adapter that a server with this configuration would read, in its order.
+///
+/// # Errors
+/// If a configured folder of adapters is not there.
+pub fn check_configured(config: &AdapterConfig, shape: &ModelShape) -> Result<Vec<Checked>, AdapterError> {
+    let findings = source::configured(config)?;
+    let limits = AdapterLimits::from(config);
+    let read = |found: source::Found| {
+        let files = AdapterFiles::read(&found.root, &found.path, limits.max_file_bytes);
+        let plan = files.and_then(|files| peft::read(&files, shape, limits, None)).map(|adapter| adapter.plan);
+        (found.name.to_string(), plan)
+    };
+    let refused = findings.refused.into_iter().map(|(name, refusal)| (name, Err(vec![refusal])));
+    Ok(findings.found.into_iter().map(read).chain(refused).collect())
 }

@@ -470,3 +470,6 @@ impl Drop for Reservation<'_> {
         self.shared.freed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests;

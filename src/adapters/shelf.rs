@@ -5,13 +5,11 @@ use std::{
 
 use super::{
     AdapterCard, AdapterEntry, AdapterError, AdapterLease, AdapterLimits, BaseIdentity, Refusal, RefusalCode,
-    SourceFolder,
     catalog::Catalog,
-    faults::shown,
     folder::AdapterFiles,
     peft,
     residency::{Reservation, ResidencyLimits, ResidencySnapshot, ResidentSet},
-    source::{Findings, Found, directory},
+    source::{self, Found},
     vault::Vault,
 };
 use crate::{
@@ -64,7 +62,7 @@ impl AdapterStore {
         };
         let vault = Vault::open(vault).map_err(unwritable)?;
         let mut catalog = Catalog::open(&vault, &base.name).map_err(unwritable)?;
-        let findings = findings(config)?;
+        let findings = source::configured(config)?;
         let loader = Arc::new(Loader {
             vault,
             packer,
@@ -176,34 +174,6 @@ impl AdapterStore {
 
 /// Threads that load. One: loading shares the machine with answers that are under way.
 const LOADERS: usize = 1;
-
-/// Asks every configured source. A name given with a path comes before the same name in a folder.
-fn findings(config: &AdapterConfig) -> Result<Findings, AdapterError> {
-    let mut findings = Findings::default();
-    for (name, path) in &config.modules {
-        match AdapterName::parse(name) {
-            Ok(name) => {
-                let source = SourceFolder::Named { name, path: path.clone() };
-                findings.extend(directory::find(&source).map_err(|error| not_listed(path, &error))?);
-            }
-            Err(error) => {
-                let name = shown(name);
-                let refusal = Refusal { code: RefusalCode::Name, subject: name.clone(), reason: error.to_string() };
-                findings.refused.push((name, refusal));
-            }
-        }
-    }
-    for root in &config.dirs {
-        let source = SourceFolder::Root(root.clone());
-        findings.extend(directory::find(&source).map_err(|error| not_listed(root, &error))?);
-    }
-    Ok(findings)
-}
-
-/// For the operator who named the folder; it is not shown to clients.
-fn not_listed(path: &Path, error: &std::io::Error) -> AdapterError {
-    AdapterError::Unreadable { name: path.display().to_string(), reason: error.to_string() }
-}
 
 enum Rejected {
     Refused(Vec<Refusal>),

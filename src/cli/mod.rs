@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub mod adapter;
 pub mod bench;
 pub mod eval;
 mod operator;

@@ -91,6 +91,17 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
     })
 }
 
+/// A base model's sizes alone, as its description gives them; no weights are read.
+///
+/// # Errors
+/// [`LoadError`] if the description is absent, malformed, or of a family that is not served.
+pub fn shape(source: &ModelSource) -> Result<ModelShape, LoadError> {
+    Ok(match source {
+        ModelSource::Folder(path) => describe::read_folder(path)?.0.shape,
+        ModelSource::Gguf(path) => describe::read_gguf(path, &GgufFile::open(path)?)?.shape,
+    })
+}
+
 fn device(choice: DeviceChoice) -> Result<Device, LoadError> {
     let device = match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),

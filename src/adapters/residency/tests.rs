@@ -1,0 +1,147 @@
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::terms::{Digest, SamplingLayer};
+
+fn version(index: u32) -> AdapterVersion {
+    AdapterVersion(Digest::of(&index.to_le_bytes()))
+}
+
+fn name() -> AdapterName {
+    AdapterName::parse("a").unwrap()
+}
+
+fn card() -> Arc<AdapterCard> {
+    Arc::new(AdapterCard {
+        rank: 1,
+        targets: Vec::new(),
+        file_bytes: 0,
+        trained_on: None,
+        template: None,
+        sampling: SamplingLayer::default(),
+        description: None,
+        golden: Vec::new(),
+        notes: Vec::new(),
+    })
+}
+
+type Loaded = Result<(LoraAdapter, Arc<AdapterCard>), AdapterError>;
+
+fn set(limits: ResidencyLimits, load: impl Fn(AdapterVersion) -> Loaded + Send + Sync + 'static) -> ResidentSet {
+    let load = move |_: &AdapterName, version, _: &mut Reservation<'_>| load(version);
+    ResidentSet::start(limits, 1, Arc::new(Metrics::default()), Box::new(load)).unwrap()
+}
+
+const ONE: ResidencyLimits = ResidencyLimits { max_bytes: 100, max_count: None };
+
+/// Weights whose memory is given back only when they are let.
+struct Slow {
+    let_go: mpsc::Receiver<()>,
+    freed: Arc<AtomicBool>,
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let _ = self.let_go.recv();
+        self.freed.store(true, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_load_waits_for_memory_that_is_still_being_freed() {
+    let (let_go, wait) = mpsc::channel();
+    let freed = Arc::new(AtomicBool::new(false));
+    let slow = Mutex::new(Some(Slow { let_go: wait, freed: Arc::clone(&freed) }));
+    let seen = Arc::clone(&freed);
+    let set = set(ONE, move |version| {
+        let packed: crate::model::lora::Packed = match slow.lock().unwrap().take() {
+            Some(slow) => Arc::new(Mutex::new(slow)),
+            None => {
+                assert!(seen.load(Ordering::SeqCst), "loaded before the first one's memory was free");
+                Arc::new(())
+            }
+        };
+        Ok((LoraAdapter::new(version, 100, packed), card()))
+    });
+    drop(set.get(&name(), version(0), 100).await.unwrap());
+    let name = name();
+    let second = set.get(&name, version(1), 100);
+    tokio::pin!(second);
+    assert!(futures_util::poll!(second.as_mut()).is_pending());
+    assert!(set.snapshot().bytes <= 100);
+    let_go.send(()).unwrap();
+    assert_eq!(second.await.unwrap().weights.version(), version(1));
+    assert_eq!(set.snapshot().versions, [(version(1), 100)]);
+}
+
+#[tokio::test]
+async fn a_load_that_panics_fails_for_those_who_asked_and_for_nobody_else() {
+    let bad = version(0);
+    let set = set(ONE, move |version| {
+        assert_ne!(version, bad, "the files are cursed");
+        Ok((LoraAdapter::new(version, 100, Arc::new(())), card()))
+    });
+    for _ in 0..2 {
+        let error = set.get(&name(), bad, 100).await.unwrap_err();
+        assert!(matches!(error, AdapterError::Unreadable { .. }), "{error}");
+        assert_eq!(set.snapshot().bytes, 0);
+        assert!(set.get(&name(), version(1), 100).await.is_ok());
+        set.shared.cache.invalidate(&version(1));
+    }
+}
+
+#[tokio::test]
+async fn loads_wait_in_a_bounded_queue() {
+    let (open, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let limits = ResidencyLimits { max_bytes: u64::MAX, max_count: None };
+    let set = set(limits, move |version| {
+        let _ = gate.lock().unwrap().recv();
+        Ok((LoraAdapter::new(version, 1, Arc::new(())), card()))
+    });
+    let (name, mut waiting) = (name(), Vec::new());
+    let mut refused = 0;
+    for index in 0..=MAX_WAITING as u32 + 1 {
+        let mut load = Box::pin(set.get(&name, version(index), 1));
+        match futures_util::poll!(load.as_mut()) {
+            std::task::Poll::Pending => waiting.push(load),
+            std::task::Poll::Ready(Err(AdapterError::Busy { retry_after_ms, .. })) => {
+                assert!(retry_after_ms > 0);
+                refused += 1;
+            }
+            std::task::Poll::Ready(other) => panic!("{other:?}"),
+        }
+    }
+    // The loading thread may have taken one off the queue already.
+    assert!((1..=2).contains(&refused), "{refused}");
+    assert_eq!(set.state(version(0)), Residency::Loading);
+    assert_eq!(set.state(version(9999)), Residency::Cold);
+    drop(open);
+    for load in waiting {
+        load.await.unwrap();
+    }
+    assert_eq!(set.state(version(0)), Residency::Resident);
+}
+
+#[tokio::test]
+async fn what_turns_out_larger_than_expected_is_held_to_the_limit_too() {
+    let set = set(ONE, |version| Ok((LoraAdapter::new(version, 101, Arc::new(())), card())));
+    let error = set.get(&name(), version(0), 10).await.unwrap_err();
+    assert!(matches!(error, AdapterError::NoRoom { needed: 101, limit: 100, .. }), "{error}");
+    assert_eq!(set.snapshot(), ResidencySnapshot::default());
+}
+
+#[tokio::test]
+async fn an_evicted_adapter_that_is_still_leased_is_found_again_without_a_load() {
+    let loads = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&loads);
+    let set = set(ONE, move |version| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Ok((LoraAdapter::new(version, 60, Arc::new(())), card()))
+    });
+    let leased = set.get(&name(), version(0), 60).await.unwrap();
+    set.shared.cache.invalidate(&version(0));
+    let again = set.get(&name(), version(0), 60).await.unwrap();
+    assert!(Arc::ptr_eq(&leased.weights, &again.weights));
+    assert_eq!((loads.load(Ordering::SeqCst), set.snapshot().bytes), (1, 60));
+}
