@@ -9,13 +9,35 @@ use crate::{
         AdapterLimits, Refusal,
         check::{AdapterPlan, Checked, check_configured, check_folder},
     },
-    config::AdapterConfig,
+    config::{AdapterConfig, Layer, Settings},
     model::{self, ModelSource},
+    model_files,
 };
 
 /// List adapters, or check folders, against a base model; no server is needed
+#[derive(Debug, clap::Args)]
+pub struct AdapterArgs {
+    #[command(subcommand)]
+    command: AdapterCommand,
+    /// The base model, as for `serve`
+    #[arg(long, global = true)]
+    model: Option<String>,
+    /// Settings from a TOML file, as for `serve`; the environment counts too
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// A folder whose subfolders are adapters (repeatable)
+    #[arg(long, value_name = "DIR", global = true)]
+    adapter_dir: Vec<PathBuf>,
+    /// An adapter by name (repeatable)
+    #[arg(long, value_name = "NAME=PATH", global = true)]
+    lora_modules: Vec<String>,
+    /// Largest rank that is accepted
+    #[arg(long, value_name = "RANK", global = true)]
+    max_lora_rank: Option<usize>,
+}
+
 #[derive(Debug, clap::Subcommand)]
-pub enum AdapterCommand {
+enum AdapterCommand {
     /// List every adapter that a server with these settings would read: what it is, or why it is refused
     List {
         /// Print JSON
@@ -38,9 +60,25 @@ The exit code is 1 if any folder is refused.")]
     },
 }
 
-/// Runs the command and prints its result. An error is one line for a person.
-pub fn run(command: &AdapterCommand, config: &AdapterConfig, model: &Path) -> Result<(), String> {
-    let Outcome { text, refused } = outcome(command, config, model)?;
+/// Runs the command and prints its result. An error is for a person, one line for each fault.
+pub fn run(args: AdapterArgs) -> Result<(), String> {
+    let flags = Layer {
+        model: args.model,
+        adapter_dir: (!args.adapter_dir.is_empty()).then_some(args.adapter_dir),
+        lora_modules: (!args.lora_modules.is_empty()).then_some(args.lora_modules),
+        max_lora_rank: args.max_lora_rank,
+        ..Layer::default()
+    };
+    let settings = Settings::gather_here(args.config.as_deref(), flags);
+    let Some(model) = &settings.said.model else {
+        return Err("no base model is given to check against: --model FOLDER or FILE.gguf".to_owned());
+    };
+    let path = model_files::locate(model, &settings, false).map_err(|error| error.to_string())?;
+    let config = settings.settle(path).map_err(|faults| {
+        let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        lines.join("\ntunegate: ")
+    })?;
+    let Outcome { text, refused } = outcome(&args.command, &config.adapters, &config.model.path)?;
     print!("{text}");
     refused.map_or(Ok(()), Err)
 }

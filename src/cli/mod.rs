@@ -25,6 +25,7 @@ pub struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Serve(Box<serve::ServeArgs>),
+    Adapter(adapter::AdapterArgs),
     Eval(eval::EvalArgs),
     Replay(Box<replay::ReplayArgs>),
     Bench(bench::BenchArgs),
@@ -52,6 +53,7 @@ pub fn run(mut line: Vec<String>) -> ExitCode {
     };
     match cli.command {
         Command::Serve(args) => serve::run(*args, warnings),
+        Command::Adapter(args) => code(adapter::run(args)),
         Command::Eval(args) => code(eval::run(args)),
         Command::Replay(args) => replay::run(*args),
         Command::Bench(args) => code(bench::run(args)),
