@@ -149,6 +149,7 @@ def save(tuned, folder):
         tuned.save_pretrained(scratch)
         tensors = load_file(Path(scratch) / "adapter_model.safetensors")
         config = json.loads((Path(scratch) / "adapter_config.json").read_text())
+    config["target_modules"] = sorted(config["target_modules"])
     tensors = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         sys.exit("a trained weight is not finite in float16")
