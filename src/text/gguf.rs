@@ -332,7 +332,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(count in 0u64..5, bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(8), Just(9), any::<u8>()], 0..200)) {
-            let _ = read(file(count, &[bytes.clone()]));
+            let _ = read(file(count, std::slice::from_ref(&bytes)));
             let _ = read(file(count, &[text("tokenizer.x"), bytes]));
         }
     }
