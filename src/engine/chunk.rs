@@ -16,7 +16,8 @@ pub struct ChunkLimit {
 impl ChunkLimit {
     /// A prompt goes on by this much however slow the steps are.
     const FEWEST: usize = 8;
-    const FIRST: usize = 64;
+    /// The first chunk of all is a guess; where it was too small, a few steps make up for it.
+    const FIRST: usize = 16;
 
     pub fn new(target: Duration, most: usize) -> Self {
         let first = if target.is_zero() { most } else { Self::FIRST.min(most) };
@@ -54,9 +55,13 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    fn limit_of(rows: usize) -> ChunkLimit {
+        ChunkLimit { rows, ..ChunkLimit::new(100 * MS, 512) }
+    }
+
     #[test]
     fn slow_steps_shrink_the_chunk_and_quick_ones_widen_it() {
-        let mut limit = ChunkLimit::new(100 * MS, 512);
+        let mut limit = limit_of(64);
         limit.learn(64, 400 * MS);
         assert_eq!(limit.rows(), 16);
         limit.learn(16, 20 * MS);
@@ -69,11 +74,11 @@ mod tests {
 
     #[test]
     fn what_answers_take_alone_is_not_laid_to_the_prompts() {
-        let mut limit = ChunkLimit::new(100 * MS, 512);
+        let mut limit = limit_of(64);
         limit.learn(0, 40 * MS);
         limit.learn(64, 104 * MS);
         assert_eq!(limit.rows(), 60, "1 ms for each row, 60 ms to spare");
-        let mut slow = ChunkLimit::new(100 * MS, 512);
+        let mut slow = limit_of(64);
         slow.learn(0, 500 * MS);
         slow.learn(64, 1140 * MS);
         assert_eq!(slow.rows(), 50, "10 ms for each row, and the step may double");
