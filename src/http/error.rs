@@ -183,7 +183,10 @@ impl ApiError {
     }
 
     pub fn record_unavailable(reason: impl Display) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "record_unavailable", "the record is not writable").because(reason)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "record_unavailable", "the record is not writable")
+            .because(reason)
+            // The record tries again every second.
+            .again_in(1000)
     }
 
     /// A handler ran without the layers that say who asks.

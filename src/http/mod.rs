@@ -148,3 +148,30 @@ fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
     error.detail = Some(format!("panic: {}", words.unwrap_or("without words")));
     error.into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, routing::get};
+    use http::Request;
+    use http_body_util::BodyExt;
+    use serde_json::{Value, json};
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_like_any_other_and_keeps_its_words_to_itself() {
+        async fn fall() -> &'static str {
+            panic!("over a secret")
+        }
+        let router: Router = Router::new().route("/", get(fall)).layer(CatchPanicLayer::custom(panicked));
+        let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.status(), 500);
+        let detail = response.extensions().get::<ApiError>().and_then(|error| error.detail.clone());
+        assert_eq!(detail.as_deref(), Some("panic: over a secret"));
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&body["error"]["code"], &body["error"]["param"]), (&json!("internal_error"), &Value::Null));
+        assert!(!body.to_string().contains("secret"));
+    }
+}

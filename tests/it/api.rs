@@ -7,3 +7,5 @@ mod endings;
 mod limits;
 mod lists;
 mod parameters;
+mod protocol;
+mod record;

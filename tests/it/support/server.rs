@@ -34,6 +34,8 @@ pub const COMPLETIONS: &str = "/v1/completions";
 pub struct TestServer {
     pub address: SocketAddr,
     pub socket: PathBuf,
+    /// Where the record is.
+    pub data: PathBuf,
     pub gateway: Gateway,
     built: Option<Built>,
     stop: Option<oneshot::Sender<()>>,
@@ -71,7 +73,16 @@ impl TestServer {
         let serving = tokio::spawn(serve(listeners, router, settings, async {
             let _ = stopped.await;
         }));
-        Self { address, socket, gateway, built: Some(built), stop: Some(stop), serving: Some(serving), _folder: folder }
+        Self {
+            address,
+            socket,
+            data: config.record.data_dir,
+            gateway,
+            built: Some(built),
+            stop: Some(stop),
+            serving: Some(serving),
+            _folder: folder,
+        }
     }
 
     /// With keys read from a file of this text.
