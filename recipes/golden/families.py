@@ -188,10 +188,13 @@ def _write(path, value):
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder):
-    """The oracle's model: float32, eager attention, every weight taken from the file."""
+def load(folder, **changes):
+    """The oracle's model: float32, eager attention, every weight taken from the file. `changes` replace keys of its config."""
+    config = AutoConfig.from_pretrained(folder)
+    for key, value in changes.items():
+        setattr(config, key, value)
     model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     return model.eval()

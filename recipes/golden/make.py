@@ -2,7 +2,8 @@
 
     python recipes/golden/make.py                          everything but the real model
     python recipes/golden/make.py --smollm2 FILE.gguf      the real model's part alone
-    python recipes/golden/make.py --verify [--smollm2 FILE.gguf]
+    python recipes/golden/make.py --verify                 checks everything but the real model
+    python recipes/golden/make.py --verify --smollm2 FILE.gguf
 """
 
 import argparse
@@ -17,7 +18,9 @@ import chat
 import families
 import gguf_files
 import score
+import smollm2
 import tokenizer
+import verify
 from common import ROOT, write_json
 
 # The formats differ in their weights alone, so fewer prompts and adapters show what there is to show.
@@ -31,10 +34,17 @@ def main():
     arguments.add_argument("--smollm2", metavar="GGUF", help="the demo model's file")
     chosen = arguments.parse_args()
     # More threads wait for each other longer than such small models compute.
-    torch.set_num_threads(2 if chosen.smollm2 else 1)
+    torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.disable_progress_bar()
-    make_tiny()
+    if chosen.smollm2 and chosen.verify:
+        smollm2.verify_smollm2(chosen.smollm2)
+    elif chosen.smollm2:
+        smollm2.write_smollm2(chosen.smollm2)
+    elif chosen.verify:
+        verify.verify_tiny()
+    else:
+        make_tiny()
 
 
 def make_tiny():
