@@ -113,3 +113,119 @@ impl Rope {
         positive("theta less 1", theta - 1.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected values: `transformers` 5, `ROPE_INIT_FUNCTIONS`, for heads of 16 dimensions.
+    #[test]
+    fn every_scheme_has_the_frequencies_of_transformers() {
+        let yarn = Rope::Yarn {
+            theta: 1e4,
+            factor: 4.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: Rope::yarn_attention(4.0, 1.0),
+            original_max_positions: 2048,
+            truncate: true,
+        };
+        let untruncated = Rope::Yarn {
+            theta: 1e6,
+            factor: 8.0,
+            beta_fast: 16.0,
+            beta_slow: 2.0,
+            attention_factor: Rope::yarn_attention(8.0, 0.7) / Rope::yarn_attention(8.0, 1.1),
+            original_max_positions: 1024,
+            truncate: false,
+        };
+        let llama3 = Rope::Llama3 {
+            theta: 5e5,
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_positions: 512,
+        };
+        for (rope, expected, amplitude) in [
+            (
+                yarn,
+                [
+                    1.0,
+                    0.316227764,
+                    0.100000001,
+                    0.025693506,
+                    0.00624999963,
+                    0.00138349656,
+                    2.50000012e-4,
+                    7.90569466e-5,
+                ],
+                1.138629436111989,
+            ),
+            (
+                untruncated,
+                [
+                    1.0,
+                    0.177827939,
+                    0.0165483076,
+                    7.02926656e-4,
+                    1.25000006e-4,
+                    2.22284925e-5,
+                    3.95284678e-6,
+                    7.02926684e-7,
+                ],
+                0.9323064614995353,
+            ),
+            (
+                llama3,
+                [
+                    1.0,
+                    0.193922758,
+                    0.0273441337,
+                    9.11583134e-4,
+                    1.76776681e-4,
+                    3.42810235e-5,
+                    6.64786967e-6,
+                    1.28917316e-6,
+                ],
+                1.0,
+            ),
+            (
+                Rope::Linear { theta: 1e4, factor: 4.0 },
+                [
+                    0.25,
+                    0.079056941,
+                    0.0250000004,
+                    0.00790569466,
+                    0.00249999994,
+                    7.90569466e-4,
+                    2.50000012e-4,
+                    7.90569466e-5,
+                ],
+                1.0,
+            ),
+        ] {
+            let rotary = Rotary::new(&rope, 16);
+            for (ours, expected) in rotary.frequencies.iter().zip(expected) {
+                assert!((f64::from(*ours) / expected - 1.0).abs() < 3e-7, "{rope:?}: {ours}, expected {expected}");
+            }
+            assert!((f64::from(rotary.amplitude) - amplitude).abs() < 1e-6, "{rope:?}");
+        }
+    }
+
+    #[test]
+    fn given_factors_divide_the_frequencies() {
+        let plain = Rotary::new(&Rope::Plain { theta: 1e4 }, 4);
+        let divided = Rotary::new(&Rope::Factors { theta: 1e4, factors: vec![1.0, 8.0] }, 4);
+        assert_eq!(divided.frequencies, [plain.frequencies[0], plain.frequencies[1] / 8.0]);
+        let (cosines, sines) = divided.at(&[0, 3]);
+        assert_eq!((&cosines[..2], &sines[..2]), (&[1.0, 1.0][..], &[0.0, 0.0][..]));
+        assert_eq!((cosines[2], sines[2]), (3f64.cos() as f32, 3f64.sin() as f32));
+    }
+
+    #[test]
+    fn numbers_without_meaning_are_refused() {
+        assert!(Rope::Plain { theta: f64::NAN }.check().is_err());
+        assert!(Rope::Factors { theta: 1e4, factors: vec![1.0, 0.0] }.check().is_err());
+        assert_eq!(Rope::Linear { theta: 1e4, factor: 2.0 }.check(), Ok(()));
+    }
+}

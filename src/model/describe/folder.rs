@@ -359,3 +359,115 @@ impl Fields {
         Ok(tokens.unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn described(config: Value) -> Result<ModelShape, LoadError> {
+        let mut whole = json!({
+            "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "intermediate_size": 128, "vocab_size": 512,
+        });
+        let object = whole.as_object_mut().unwrap();
+        object.extend(config.as_object().unwrap().clone());
+        shape(&Fields::parse(Path::new("config.json"), whole.to_string().as_bytes())?)
+    }
+
+    #[test]
+    fn both_layouts_of_rotary_settings_say_the_same() {
+        let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64});
+        let old = described(json!({"rope_theta": 5e5, "rope_scaling": scaling})).unwrap();
+        let mut parameters = scaling.clone();
+        parameters["rope_theta"] = json!(5e5);
+        let new = described(json!({"rope_parameters": parameters})).unwrap();
+        assert_eq!(old, new);
+        assert_eq!(
+            old.rope,
+            Rope::Llama3 {
+                theta: 5e5,
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_positions: 64
+            }
+        );
+        let plain = described(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 7e4}})).unwrap();
+        assert_eq!(plain.rope, Rope::Plain { theta: 7e4 });
+    }
+
+    #[test]
+    fn stretched_rotary_positions_stretch_the_context() {
+        let linear = json!({"max_position_embeddings": 100, "rope_scaling": {"type": "linear", "factor": 4.0}});
+        assert_eq!(described(linear).unwrap().max_positions, 400);
+        let yarn = json!({"max_position_embeddings": 100,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}});
+        let yarn = described(yarn).unwrap();
+        assert_eq!(yarn.max_positions, 400);
+        let Rope::Yarn { attention_factor, beta_fast, beta_slow, truncate, .. } = yarn.rope else { panic!() };
+        assert!((attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+        assert_eq!((beta_fast, beta_slow, truncate), (32.0, 1.0, true));
+        let already = json!({"max_position_embeddings": 400,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}});
+        assert_eq!(described(already).unwrap().max_positions, 400);
+    }
+
+    #[test]
+    fn absent_keys_have_the_families_defaults() {
+        let mistral = described(json!({"model_type": "mistral"})).unwrap();
+        assert_eq!((mistral.kv_heads, mistral.max_positions), (8, 131_072));
+        assert_eq!(mistral.window, [Some(4096); 4]);
+        let open = described(json!({"model_type": "mistral", "sliding_window": null})).unwrap();
+        assert_eq!(open.window, [None; 4]);
+        let qwen3 = described(json!({"model_type": "qwen3"})).unwrap();
+        assert_eq!((qwen3.head_dim, qwen3.kv_heads, qwen3.qk_norm), (128, 32, true));
+        let smollm3 = described(json!({"model_type": "smollm3"})).unwrap();
+        assert_eq!((smollm3.tied, smollm3.kv_heads), (true, 4));
+        assert_eq!(smollm3.no_rope, [false, false, false, true]);
+        assert_eq!(smollm3.rope, Rope::Plain { theta: 2_000_000.0 });
+        let llama = described(json!({"attention_bias": true, "mlp_bias": true})).unwrap();
+        assert_eq!((llama.kv_heads, llama.head_dim, llama.tied), (4, 16, false));
+        assert!(llama.qkv_bias && llama.output_bias && llama.ffn_bias);
+        let shared = described(json!({"model_type": "qwen2", "num_key_value_heads": null})).unwrap();
+        assert_eq!((shared.kv_heads, shared.qkv_bias, shared.output_bias), (4, true, false));
+    }
+
+    #[test]
+    fn windows_hold_for_the_layers_that_the_family_says() {
+        let qwen2 = json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 32,
+            "max_window_layers": 3});
+        assert_eq!(described(qwen2).unwrap().window, [None, None, None, Some(32)]);
+        let listed = json!({"model_type": "qwen3", "use_sliding_window": true, "sliding_window": 32,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]});
+        assert_eq!(described(listed).unwrap().window, [Some(32), None, None, Some(32)]);
+        let idle = json!({"model_type": "qwen3", "sliding_window": 32,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "full_attention"]});
+        assert_eq!(described(idle).unwrap().window, [None; 4]);
+        let smollm3 = json!({"model_type": "smollm3", "use_sliding_window": true, "sliding_window": 32});
+        assert_eq!(described(smollm3).unwrap().window, [None, None, None, Some(32)]);
+        let llama = json!({"sliding_window": 32});
+        assert_eq!(described(llama).unwrap().window, [None; 4], "llama has none");
+    }
+
+    #[test]
+    fn tokens_that_end_a_turn_come_from_both_files_and_defaults_out_of_range_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = json!({"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 512, "eos_token_id": 9});
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let generation = |text: Value| {
+            fs::write(folder.path().join("generation_config.json"), text.to_string()).unwrap();
+            read_folder(folder.path()).unwrap().0
+        };
+        let good = generation(json!({"eos_token_id": [9, 4], "temperature": 0.6, "top_k": 20, "do_sample": true}));
+        assert_eq!(good.eos_tokens, [4, 9]);
+        assert_eq!((good.sampling.temperature, good.sampling.top_k), (Some(0.6), Some(20)));
+        assert!(good.notes.is_empty());
+        let bad = generation(json!({"temperature": 7.0}));
+        assert_eq!((bad.eos_tokens.as_slice(), bad.sampling.temperature), (&[9][..], None));
+        assert!(bad.notes[0].contains("temperature must be between 0 and 2"), "{:?}", bad.notes);
+    }
+}
