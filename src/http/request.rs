@@ -21,6 +21,7 @@ use super::{
     AppState,
     error::ApiError,
     openai::{fields::shown, fresh_id},
+    route::Route,
 };
 use crate::{metrics::Metrics, terms::Usage};
 
@@ -43,6 +44,8 @@ struct Line {
     method: Method,
     /// The matched route; for anything else the beginning of the path.
     route: String,
+    /// A probe or scrape, which nobody wants to read of while all is well.
+    routine: bool,
     key: Option<String>,
     model: Option<String>,
     version: Option<String>,
@@ -133,7 +136,12 @@ impl Drop for Line {
                 )
             };
         }
-        if status >= 500 { write_line!(warn) } else { write_line!(info) }
+        match status {
+            500.. => write_line!(warn),
+            // A scraper comes many times a second.
+            200..300 if self.routine => write_line!(debug),
+            _ => write_line!(info),
+        }
     }
 }
 
@@ -142,6 +150,7 @@ pub async fn trace(State(app): State<AppState>, mut request: Request, next: Next
     let id = request_id(request.headers());
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let label = route.clone().unwrap_or_else(|| "unmatched".to_owned());
+    let routine = Route::of(&request).is_some_and(Route::is_routine);
     let began = Instant::now();
     app.metrics().http_in_flight.inc();
     let trace = Trace(Arc::new(Mutex::new(Line {
@@ -149,6 +158,7 @@ pub async fn trace(State(app): State<AppState>, mut request: Request, next: Next
         id: id.clone(),
         method: request.method().clone(),
         route: route.unwrap_or_else(|| shown(request.uri().path())),
+        routine,
         key: None,
         model: None,
         version: None,

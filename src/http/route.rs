@@ -116,6 +116,11 @@ impl Route {
         }
     }
 
+    /// Whether machines ask for it all the time.
+    pub const fn is_routine(self) -> bool {
+        matches!(self, Self::Health | Self::Ready | Self::Metrics)
+    }
+
     pub(super) fn handler(self) -> MethodRouter<AppState> {
         match self {
             Self::ChatCompletions => post(create::chat),

@@ -171,10 +171,10 @@ impl Line {
         let _open = Open::new(&self.settings.metrics);
         let limits = Arc::clone(&self.settings.limits);
         // hyper's own look at the first bytes has no timeout.
-        let Ok(Ok(stream)) = tokio::time::timeout(limits.header_timeout, sniff::first_bytes(stream)).await else {
-            return;
-        };
         let activity = Arc::new(Activity::new());
+        let begun = sniff::first_bytes(stream, Arc::clone(&activity));
+        let Ok(Ok(stream)) = tokio::time::timeout(limits.header_timeout, begun).await else { return };
+        let http2 = stream.is_http2();
         let (router, peer) = (self.router.clone(), self.peer);
         let service = service_fn({
             let activity = Arc::clone(&activity);
@@ -201,8 +201,12 @@ impl Line {
                     connection.as_mut().graceful_shutdown();
                 }
                 _ = watch.tick() => {
-                    if activity.stalled(limits.write_timeout) {
-                        tracing::info!(peer = ?self.peer, "a client that takes nothing was let go");
+                    let stalled = activity.let_go(limits.write_timeout);
+                    if stalled {
+                        tracing::info!(peer = ?self.peer, "an answer that its client does not take was let go");
+                    }
+                    // On HTTP/2 there are other requests beside it, and other frames than heads.
+                    if !http2 && (stalled || activity.head_overdue(limits.header_timeout)) {
                         return;
                     }
                     if activity.idle(limits.idle_timeout) {
@@ -222,9 +226,9 @@ fn builder(limits: &LimitsConfig) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
-        // Without a timer the timeout below is silently off.
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
+        // hyper's own counts from the end of the last answer, not from the head's first byte: it would close idle
+        // connections that proxies like to keep.
+        .header_read_timeout(None)
         // Twice what is allowed, so that the refusal can be in words.
         .max_buf_size((2 * limits.max_header_bytes).max(LEAST_BUFFER))
         .max_headers(HARD_HEADERS);
@@ -242,7 +246,8 @@ fn builder(limits: &LimitsConfig) -> auto::Builder<TokioExecutor> {
 
 /// Often enough that no limit is overrun by more than a quarter.
 fn watch_period(limits: &LimitsConfig) -> Duration {
-    (limits.idle_timeout.min(limits.write_timeout) / 4).clamp(Duration::from_millis(10), Duration::from_secs(5))
+    let shortest = limits.idle_timeout.min(limits.write_timeout).min(limits.header_timeout);
+    (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(5))
 }
 
 /// Counts a connection while it is open.

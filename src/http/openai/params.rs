@@ -32,7 +32,6 @@ pub struct Shared {
     pub skip_special_tokens: bool,
     pub logit_bias: Vec<(u32, f32)>,
     pub seed: Option<u64>,
-    pub store: bool,
     pub user: Option<String>,
     pub metadata: Map<String, Value>,
     /// Keeps this request's KV cache apart, within its key's.
@@ -86,7 +85,6 @@ impl Shared {
             logit_bias: logit_bias(fields)?,
             // Every 64-bit integer names a random stream of its own.
             seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned),
-            store: fields.boolean("store")?.unwrap_or(false),
             user: fields.string("user", MAX_USER_BYTES)?,
             metadata: metadata(fields)?,
             cache_salt: fields.string("cache_salt", MAX_USER_BYTES)?,

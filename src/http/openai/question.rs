@@ -47,6 +47,7 @@ pub fn chat(map: Map<String, Value>, envelope: Envelope, limits: &LimitsConfig) 
         return Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs: true"));
     }
     let options = params::chat_options(&mut fields)?;
+    let store = fields.boolean("store")?.unwrap_or(false);
     params::leave(fields, limits, &mut shared.form)?;
     let prompt = Prompt::Chat {
         messages,
@@ -54,8 +55,14 @@ pub fn chat(map: Map<String, Value>, envelope: Envelope, limits: &LimitsConfig) 
         continue_final_message: options.continue_final_message,
     };
     let top = logprobs.then(|| top.unwrap_or(0) as u8);
-    let question =
-        Question { kind: CompletionKind::Chat, prompts: vec![prompt], max_tokens: newer.or(older), top, echo: false };
+    let question = Question {
+        kind: CompletionKind::Chat,
+        prompts: vec![prompt],
+        max_tokens: newer.or(older),
+        top,
+        echo: false,
+        store,
+    };
     Ok(question.asked(shared, envelope))
 }
 
@@ -82,7 +89,8 @@ pub fn completions(
     let max_tokens = params::max_tokens(&mut fields, "max_tokens", least)?.unwrap_or(COMPLETIONS_MAX_TOKENS);
     let top = fields.count("logprobs", 0..=MAX_TOP_LOGPROBS)?.map(|top| top as u8);
     params::leave(fields, limits, &mut shared.form)?;
-    let question = Question { kind: CompletionKind::Completions, prompts, max_tokens: Some(max_tokens), top, echo };
+    let question =
+        Question { kind: CompletionKind::Completions, prompts, max_tokens: Some(max_tokens), top, echo, store: false };
     Ok(question.asked(shared, envelope))
 }
 
@@ -124,6 +132,8 @@ struct Question {
     max_tokens: Option<usize>,
     top: Option<u8>,
     echo: bool,
+    /// Only chats can be listed afterwards, as at OpenAI.
+    store: bool,
 }
 
 impl Question {
@@ -157,7 +167,7 @@ impl Question {
             seed: shared.seed,
             caller,
             record: envelope.record,
-            store: shared.store,
+            store: self.store,
             user: shared.user,
             metadata: shared.metadata,
         };
@@ -261,8 +271,9 @@ mod tests {
         assert_eq!(param(ask_completions(json!({"prompt": "a", "max_tokens": 0}))), "max_tokens");
         let (ask, _) = ask_completions(json!({"prompt": "a", "max_tokens": 0, "echo": true, "logprobs": 1})).unwrap();
         assert_eq!((ask.max_tokens, ask.echo, ask.top_logprobs), (Some(0), true, Some(1)));
-        let (ask, _) = ask_completions(json!({"prompt": "a"})).unwrap();
+        let (ask, form) = ask_completions(json!({"prompt": "a", "store": true})).unwrap();
         assert_eq!(ask.max_tokens, Some(COMPLETIONS_MAX_TOKENS));
+        assert!(!ask.store && form.ignored().eq(["store"]), "only chats are stored");
     }
 
     #[test]

@@ -115,3 +115,22 @@ impl<S: Stream<Item = Bytes> + Unpin> Stream for KeptAlive<S> {
         Poll::Ready(next.map(Ok))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_stream_is_kept_alive_by_comments_and_ends_when_it_ends() {
+        let period = Duration::from_millis(1);
+        let mut silent = KeptAlive::new(stream::pending::<Bytes>(), period);
+        for _ in 0..3 {
+            assert_eq!(silent.next().await, Some(Ok(Bytes::from_static(b": keep-alive\n\n"))));
+        }
+        let mut busy = KeptAlive::new(stream::iter([frame("{}")]), Duration::from_secs(3600));
+        assert_eq!(busy.next().await, Some(Ok(Bytes::from_static(b"data: {}\n\n"))));
+        assert_eq!(busy.next().await, None);
+    }
+}

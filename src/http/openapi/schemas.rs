@@ -118,7 +118,6 @@ fn shared() -> Map<String, Value> {
         "stream_options": object(
             json!({"include_usage": flag(false), "include_obfuscation": flag(false)}), &[]
         ),
-        "store": {"type": "boolean", "default": false, "description": "Listable afterwards."},
         "user": {"type": "string", "maxLength": 512},
         "metadata": metadata(),
         "cache_salt": {"type": "string", "description": "Keeps this request's KV cache apart."},
@@ -148,6 +147,7 @@ fn chat_request() -> Value {
             "messages": {"type": "array", "minItems": 1, "items": reference("Message")},
             "max_completion_tokens": {"type": "integer", "minimum": 1},
             "max_tokens": {"type": "integer", "minimum": 1, "description": "max_completion_tokens wins."},
+            "store": {"type": "boolean", "default": false, "description": "Listable afterwards."},
             "logprobs": flag(false),
             "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
             "add_generation_prompt": flag(true),

@@ -3,16 +3,20 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use super::activity::Activity;
+
 /// How every HTTP/2 connection begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Reads until it is clear whether the client speaks HTTP/2; what was read is read again by whoever reads next.
-pub async fn first_bytes<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Begun<S>> {
+/// Reads until it is clear whether the client speaks HTTP/2; what was read is read again by whoever reads next. From then
+/// on `activity` is told of what comes.
+pub async fn first_bytes<S: AsyncRead + Unpin>(mut stream: S, activity: Arc<Activity>) -> io::Result<Begun<S>> {
     let mut first = [0; PREFACE.len()];
     let mut filled = 0;
     while filled < first.len() && PREFACE.starts_with(&first[..filled]) {
@@ -21,7 +25,7 @@ pub async fn first_bytes<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Begu
             read => filled += read,
         }
     }
-    Ok(Begun { first, from: 0, to: filled, stream })
+    Ok(Begun { first, from: 0, to: filled, stream, activity })
 }
 
 /// A stream whose first bytes are already here.
@@ -31,13 +35,26 @@ pub struct Begun<S> {
     from: usize,
     to: usize,
     stream: S,
+    activity: Arc<Activity>,
+}
+
+impl<S> Begun<S> {
+    pub fn is_http2(&self) -> bool {
+        self.first[..self.to] == *PREFACE
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.from == self.to {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+            let before = buffer.filled().len();
+            let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+            if buffer.filled().len() > before {
+                self.activity.read();
+            }
+            return polled;
         }
+        self.activity.read();
         let taken = buffer.remaining().min(self.to - self.from);
         buffer.put_slice(&self.first[self.from..self.from + taken]);
         self.from += taken;
@@ -81,7 +98,9 @@ mod tests {
             [b"GET / HTTP/1.1\r\n\r\n".as_slice(), PREFACE, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nand more", b"P", b""]
         {
             let mut read = Vec::new();
-            first_bytes(sent).await.unwrap().read_to_end(&mut read).await.unwrap();
+            let mut begun = first_bytes(sent, Arc::new(Activity::new())).await.unwrap();
+            assert_eq!(begun.is_http2(), sent.starts_with(PREFACE));
+            begun.read_to_end(&mut read).await.unwrap();
             assert_eq!(read, sent);
         }
     }

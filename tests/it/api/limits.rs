@@ -89,6 +89,22 @@ async fn a_connection_is_kept_for_a_while_and_then_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_connection_outlives_the_time_for_a_head() {
+    let server = TestServer::with(|config, _| config.limits.header_timeout = Duration::from_millis(50)).await;
+    let mut kept = Reader::new(server.connect().await);
+    kept.write(&Request::get("/health").bytes()).await;
+    assert_eq!(Answer::read(&mut kept).await.status, 200);
+    // When a head that is never finished has been given up, the quiet one has been quiet for longer.
+    let mut slow = Reader::new(server.connect().await);
+    slow.write(b"GET /health HTTP/1.1\r\nhost: loc").await;
+    slow.until_closed().await;
+    kept.write(&Request::get("/health").bytes()).await;
+    assert_eq!(Answer::read(&mut kept).await.status, 200);
+    kept.write(b"GET /health HTTP/1.1\r\nhost: loc").await;
+    kept.until_closed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_http2_connection_is_closed() {
     let server = impatient().await;
     let mut stream = server.connect().await;

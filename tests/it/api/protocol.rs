@@ -3,6 +3,7 @@
 use std::{
     io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -49,6 +50,34 @@ async fn http2_carries_several_requests_at_once_and_no_more_than_allowed() {
     let foreign = http::Request::get("http://rebound.example/v1/models").body(()).unwrap();
     let (answer, _) = client.ready().await.unwrap().send_request(foreign, true).unwrap();
     assert_eq!(answer.await.unwrap().status(), 403, "an authority is a host as well");
+    connection.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_http2_a_stream_that_is_not_taken_is_let_go_alone() {
+    let server = TestServer::with(|config, _| config.limits.write_timeout = Duration::from_millis(200)).await;
+    let (client, connection) = h2::client::handshake(server.connect().await).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let post = |body: Value| {
+        let client = client.clone();
+        async move {
+            let request = http::Request::post(format!("http://localhost{CHAT}"))
+                .header("content-type", "application/json")
+                .body(())
+                .unwrap();
+            let (answer, mut stream) = client.ready().await.unwrap().send_request(request, false).unwrap();
+            stream.send_data(Bytes::from(body.to_string()), true).unwrap();
+            answer.await.unwrap()
+        }
+    };
+    // More than a window of 64 KiB, of which nothing is ever given back.
+    let more = json!({"stream": true, "max_tokens": 400, "logprobs": true, "top_logprobs": 20});
+    let untaken = post(chat_body(BASE, "rain", more)).await;
+    server.gateway.journal().watch_durable().wait_for(|cursor| cursor.0 >= 1).await.unwrap();
+    let rows = server.gateway.journal().follow(Default::default(), 10).await.unwrap();
+    assert_eq!(rows[0].completion.choices[0].ending.as_str(), "client_left");
+    assert_eq!(post(chat_body(BASE, "rain", json!({}))).await.status(), 200, "others on this connection go on");
+    drop(untaken);
     connection.abort();
 }
 
