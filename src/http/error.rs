@@ -82,6 +82,32 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message).because(detail)
     }
 
+    /// Another replica, or this server's successor, can take the request at once.
+    pub fn draining() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "the server is shutting down").again_in(1000)
+    }
+
+    /// Every seat is taken; a connection that closes frees one.
+    pub fn crowded(limit: usize) -> Self {
+        Self::overloaded(format!("{limit} connections are open, the limit"), 1000)
+    }
+
+    pub fn record_unavailable(reason: impl Display) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "record_unavailable", "the record is not writable")
+            .because(reason)
+            // The record tries again every second.
+            .again_in(1000)
+    }
+
+    /// A handler ran without the layers that say who asks.
+    pub fn unguarded() -> Self {
+        Self::internal("internal_error", "something went wrong here", "a route without its layers")
+    }
+
+    pub fn engine_stopped() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "engine_stopped", "the engine has stopped")
+    }
+
     pub fn about(mut self, param: impl Into<Cow<'static, str>>) -> Self {
         self.param = Some(param.into());
         self
@@ -168,34 +194,6 @@ impl From<AskError> for ApiError {
             AskError::RecordDown { reason } => Self::record_unavailable(reason),
             AskError::Draining => Self::draining(),
         }
-    }
-}
-
-impl ApiError {
-    /// Another replica, or this server's successor, can take the request at once.
-    pub fn draining() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "the server is shutting down").again_in(1000)
-    }
-
-    /// Every seat is taken; a connection that closes frees one.
-    pub fn crowded(limit: usize) -> Self {
-        Self::overloaded(format!("{limit} connections are open, the limit"), 1000)
-    }
-
-    pub fn record_unavailable(reason: impl Display) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "record_unavailable", "the record is not writable")
-            .because(reason)
-            // The record tries again every second.
-            .again_in(1000)
-    }
-
-    /// A handler ran without the layers that say who asks.
-    pub fn unguarded() -> Self {
-        Self::internal("internal_error", "something went wrong here", "a route without its layers")
-    }
-
-    pub fn engine_stopped() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "engine_stopped", "the engine has stopped")
     }
 }
 

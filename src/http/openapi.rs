@@ -127,6 +127,20 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_names_every_route_and_parameter() {
+        let manual = include_str!("../../docs/api.md");
+        for route in Route::ALL {
+            assert!(manual.contains(&documented_path(*route)), "{route:?}");
+        }
+        let document = whole();
+        for schema in ["ChatRequest", "CompletionRequest"] {
+            for name in document["components"]["schemas"][schema]["properties"].as_object().unwrap().keys() {
+                assert!(manual.contains(&format!("`{name}`")), "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn every_described_parameter_is_read() {
         let document = whole();
         let object = |value: Value| value.as_object().cloned().unwrap();

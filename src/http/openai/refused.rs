@@ -6,6 +6,7 @@ use super::fields::Fields;
 use crate::http::error::ApiError;
 
 /// A known parameter without effect here.
+#[derive(Clone, Copy)]
 struct Stance {
     name: &'static str,
     /// Values that ask for nothing that is not done anyway. `null` never gets here.
@@ -182,6 +183,14 @@ mod tests {
         ] {
             let name = value.as_object().unwrap().keys().next().cloned();
             assert_eq!(chat(value), Err(name));
+        }
+    }
+
+    #[test]
+    fn the_manual_names_every_parameter_without_effect() {
+        let manual = include_str!("../../../docs/api.md");
+        for stance in [BOTH, CHAT, COMPLETIONS].concat() {
+            assert!(manual.contains(&format!("`{}`", stance.name)), "{}", stance.name);
         }
     }
 
