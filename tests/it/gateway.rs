@@ -181,11 +181,13 @@ async fn a_seed_names_one_answer_and_choices_differ() {
     let first = gateway.ask(ask.clone()).await;
     ask.id.push('b');
     let again = gateway.ask(ask.clone()).await;
-    assert_eq!(first.choices, again.choices);
+    // The last digits of a score may differ with the rows that share a step; what is drawn does not.
+    let drawn = |answer: &Answer| answer.choices.iter().map(|choice| choice.tokens()).collect::<Vec<_>>();
+    assert_eq!(drawn(&first), drawn(&again));
     assert_ne!(first.choices[0].tokens(), first.choices[1].tokens());
     ask.id.push('c');
     ask.seed = Some(8);
-    assert_ne!(gateway.ask(ask).await.choices, first.choices);
+    assert_ne!(drawn(&gateway.ask(ask).await), drawn(&first));
 }
 
 #[tokio::test]
