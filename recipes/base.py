@@ -50,6 +50,7 @@ def load(path=None, threads=None):
     """(model, tokenizer), in float32 on the CPU."""
     path = find(path)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
     from transformers.utils import logging

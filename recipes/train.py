@@ -133,7 +133,7 @@ def train(arguments):
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             total, count = total + loss.item() * len(wanted), count + len(wanted)
-        print(f"epoch {epoch + 1}: loss {total / count:.4f}, {time.monotonic() - started:.0f} s", flush=True)
+        print(f"epoch {epoch + 1}: loss {total / count:.4f}, {time.monotonic() - started:.0f} s, of the processor {time.process_time():.0f} s", flush=True)
     return tuned
 
 
@@ -168,7 +168,7 @@ def main():
     parser.add_argument("--alpha", type=int, default=16)
     parser.add_argument("--targets", nargs="+", default=["q_proj", "v_proj", "o_proj", "down_proj"])
     parser.add_argument("--from-layer", type=int, default=15, help="the lowest adapted layer")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--max-length", type=int, default=256, help="tokens of a row")
