@@ -31,8 +31,13 @@ fn main() {
     let model =
         given.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/wide"), PathBuf::from);
     let source = ModelSource::detect(&model).expect("a model");
-    let options =
-        LoadOptions { device: DeviceChoice::Cpu, kv_bytes: 256 << 20, block_tokens: 16, max_model_len: Some(256) };
+    let options = LoadOptions {
+        device: DeviceChoice::Cpu,
+        dtype: None,
+        kv_bytes: 256 << 20,
+        block_tokens: 16,
+        max_model_len: Some(256),
+    };
     let loaded = model::load(&source, &options).expect("the model loads");
     let place = tempfile::tempdir().expect("a folder");
     for index in 0..ADAPTERS {

@@ -89,8 +89,13 @@ fn toy(c: &mut Criterion) {
 fn tiny_llama(c: &mut Criterion) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let source = ModelSource::detect(&golden.join("models/llama")).expect("a model folder");
-    let options =
-        LoadOptions { device: DeviceChoice::Cpu, kv_bytes: 8 << 20, block_tokens: 16, max_model_len: Some(128) };
+    let options = LoadOptions {
+        device: DeviceChoice::Cpu,
+        dtype: None,
+        kv_bytes: 8 << 20,
+        block_tokens: 16,
+        max_model_len: Some(128),
+    };
     let loaded = model::load(&source, &options).expect("the model loads");
     let limits = AdapterLimits { max_rank: 64, max_file_bytes: 1 << 20 };
     let names = ["plain-qv", "all7", "rslora", "patterns", "rslora-patterns", "exclude-list", "o-down", "rank-1"];

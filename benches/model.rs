@@ -46,6 +46,7 @@ fn decode_steps(criterion: &mut Criterion) {
     let source = ModelSource::detect(&path).expect("a model");
     let options = LoadOptions {
         device: DeviceChoice::Cpu,
+        dtype: None,
         kv_bytes: 256 << 20,
         block_tokens: BLOCK_TOKENS,
         max_model_len: Some(1024),

@@ -156,6 +156,7 @@ fn load_options(config: &Config) -> LoadOptions {
             Device::Cuda(index) => DeviceChoice::Cuda(index),
             Device::Metal(index) => DeviceChoice::Metal(index),
         },
+        dtype: config.model.dtype,
         kv_bytes: config.model.kv_bytes,
         block_tokens: config.model.block_tokens,
         max_model_len: config.model.max_model_len,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::value::{Bytes, DeviceName, Switch};
+use super::value::{Bytes, DeviceName, DtypeName, Switch};
 use crate::terms::RecordPolicy;
 
 /// Declares every setting once: its name is its flag (`--max-num-seqs`), its key in the file (`max-num-seqs`) and its
@@ -53,6 +53,9 @@ settings! {
     /// What the model runs on: cpu, cuda, cuda:N, metal, metal:N
     #[arg(long, help_heading = "Model")]
     device: DeviceName,
+    /// In which numbers a GPU computes: auto, float32, float16 (half), bfloat16; a CPU keeps float32
+    #[arg(long, help_heading = "Model")]
+    dtype: DtypeName,
     /// Where models from a hub are kept
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     download_dir: PathBuf,

@@ -155,6 +155,8 @@ pub struct ModelConfig {
     /// A Hugging Face folder, a folder with one GGUF file, or a GGUF file.
     pub path: PathBuf,
     pub device: Device,
+    /// In which numbers a GPU computes; `None` is bfloat16 with CUDA and float16 with Metal.
+    pub dtype: Option<Dtype>,
     /// Bytes given to KV storage.
     pub kv_bytes: u64,
     /// Positions in one KV block.
@@ -171,6 +173,14 @@ pub enum Device {
     Cpu,
     Cuda(usize),
     Metal(usize),
+}
+
+/// The floating-point numbers that a decoder computes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    Float32,
+    Float16,
+    Bfloat16,
 }
 
 /// Everything, settled.

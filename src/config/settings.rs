@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::{
     AdapterConfig, Config, Device, EngineConfig, Layer, LimitsConfig, ModelConfig, RecordConfig, ServerConfig,
-    value::{Bytes, DeviceName, Switch},
+    value::{Bytes, DeviceName, DtypeName, Switch},
 };
 use crate::terms::{AdapterName, RecordPolicy};
 
@@ -304,6 +304,7 @@ impl Check<'_> {
         ModelConfig {
             path,
             device: said.device.map_or(Device::Cpu, |DeviceName(device)| device),
+            dtype: said.dtype.and_then(|DtypeName(dtype)| dtype),
             kv_bytes: self.bytes("kv_cache_memory_bytes", said.kv_cache_memory_bytes, 1 << 30, 1 << 20),
             block_tokens,
             max_model_len,

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::Device;
+use super::{Device, Dtype};
 
 /// A number of bytes: plain, or with K, M, G (powers of 1000) or KiB, MiB, GiB.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -110,6 +110,41 @@ impl fmt::Debug for DeviceName {
 }
 
 impl<'de> Deserialize<'de> for DeviceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// `auto`, or a floating-point type as vLLM spells it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct DtypeName(pub Option<Dtype>);
+
+impl FromStr for DtypeName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self(None)),
+            "float32" | "float" => Ok(Self(Some(Dtype::Float32))),
+            "float16" | "half" => Ok(Self(Some(Dtype::Float16))),
+            "bfloat16" => Ok(Self(Some(Dtype::Bfloat16))),
+            _ => Err(format!("'{text}' is none of auto, float32, float16 (half) and bfloat16")),
+        }
+    }
+}
+
+impl fmt::Debug for DtypeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            None => "auto",
+            Some(Dtype::Float32) => "float32",
+            Some(Dtype::Float16) => "float16",
+            Some(Dtype::Bfloat16) => "bfloat16",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for DtypeName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }

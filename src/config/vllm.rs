@@ -158,9 +158,10 @@ mod tests {
              --no-enable-prefix-caching --compilation-config.mode 3 --served_model_name=m --dtype auto",
         )
         .expect("starts");
-        let line = "org/model --enable-lora=true --max-loras 4 --lora-modules a=/x b=/y --served-model-name=m";
+        let line =
+            "org/model --enable-lora=true --max-loras 4 --lora-modules a=/x b=/y --served-model-name=m --dtype auto";
         assert_eq!(translated.line.join(" "), line);
-        assert_eq!(translated.warnings.len(), 5, "{:#?}", translated.warnings);
+        assert_eq!(translated.warnings.len(), 4, "{:#?}", translated.warnings);
     }
 
     #[test]

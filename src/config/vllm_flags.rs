@@ -84,7 +84,7 @@ pub const FLAGS: &[(&str, Values, Fate)] = &[
     ("--dp-supervisor-probe-interval-s", One, Ignored("one process serves; there is nothing to distribute")),
     ("--dp-supervisor-probe-timeout-s", One, Ignored("one process serves; there is nothing to distribute")),
     ("--dp-sync-interval", One, Ignored("one process serves; there is nothing to distribute")),
-    ("--dtype", One, Ignored("files are read as they are")),
+    ("--dtype", One, Honoured),
     ("--ec-manager-config", One, Ignored("nothing here depends on it")),
     ("--ec-transfer-config", One, Refused("nothing is transferred between servers")),
     ("--elastic-ep-max-dp-size", One, Ignored("one process serves; there is nothing to distribute")),

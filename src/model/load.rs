@@ -15,6 +15,7 @@ use super::{
     tensor::{self, Parts},
     weights::{Weights, gguf::GgufFile, safetensors},
 };
+use crate::config::Dtype;
 
 impl ModelSource {
     /// What lies at `path`: a `.gguf` file, a folder with a `config.json`, or a folder with exactly one `.gguf` file.
@@ -68,12 +69,24 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
     prepare(&mut described, &mut weights)?;
     let Description { mut shape, eos_tokens, sampling, mut notes } = described;
     shape.max_positions = context(&shape, options.max_model_len)?;
-    let kv = size_kv(&shape, options, tensor::dtype(&device).size_in_bytes())?;
+    let dtype = tensor::dtype(&device, options.dtype);
+    let kv = size_kv(&shape, options, dtype.size_in_bytes())?;
+    let room = kv.blocks * kv.block_tokens;
+    if room < shape.max_positions {
+        let own = shape.max_positions;
+        notes.push(format!(
+            "contexts of up to {room} tokens are served: the KV memory has no room for the model's {own}"
+        ));
+        shape.max_positions = room;
+    }
     notes.push(format!("weights: {}", encodings(&weights)));
     if !device.is_cpu() {
-        notes.push(format!("weights are converted to {}", tensor::dtype(&device).as_str()));
+        notes.push(format!("weights are converted to {}", dtype.as_str()));
+    } else if options.dtype.is_some_and(|dtype| dtype != Dtype::Float32) {
+        notes.push("--dtype is for a GPU; the CPU computes in float32".to_owned());
     }
-    let Parts { decoder, packer, rows, embedding } = tensor::assemble(&mut weights, shape.clone(), kv, digest, device)?;
+    let Parts { decoder, packer, rows, embedding } =
+        tensor::assemble(&mut weights, shape.clone(), kv, digest, device, dtype)?;
     if let Some(name) = weights.names().next() {
         return Err(LoadError::ExtraTensor(name.to_owned()));
     }
@@ -148,7 +161,7 @@ fn context(shape: &ModelShape, wanted: Option<usize>) -> Result<usize, LoadError
     }
 }
 
-/// As many blocks as the budget holds, which must be enough for one sequence of full length.
+/// As many blocks as the budget holds: enough for one sequence of full length where a length was asked for.
 fn size_kv(shape: &ModelShape, options: &LoadOptions, value_bytes: usize) -> Result<KvShape, LoadError> {
     let block_tokens = options.block_tokens;
     if !(1..=4096).contains(&block_tokens) {
@@ -160,7 +173,7 @@ fn size_kv(shape: &ModelShape, options: &LoadOptions, value_bytes: usize) -> Res
     let most = u32::MAX as usize / (block_tokens * shape.kv_heads);
     let blocks = usize::try_from(options.kv_bytes / block_bytes as u64).unwrap_or(usize::MAX).min(most);
     let needed = shape.max_positions.div_ceil(block_tokens);
-    if blocks < needed {
+    if blocks < needed && (options.max_model_len.is_some() || blocks == 0) {
         return Err(LoadError::KvTooSmall {
             bytes: options.kv_bytes,
             blocks,

@@ -20,7 +20,10 @@ pub use shape::{Family, ModelShape, Rope};
 pub use step::{Adjustments, RowAnswer, RowAsk, SampleAsk, SeenToken, StepOutput, Want};
 
 pub use crate::kernels::priority::lower_thread_priority;
-use crate::terms::{Digest, SamplingLayer};
+use crate::{
+    config::Dtype,
+    terms::{Digest, SamplingLayer},
+};
 
 /// A decoder with its weights, its KV storage and its scratch memory. One thread owns it.
 ///
@@ -74,6 +77,8 @@ pub enum ModelSource {
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
     pub device: DeviceChoice,
+    /// In which numbers a GPU computes; `None` is bfloat16 with CUDA and float16 with Metal. A CPU keeps float32.
+    pub dtype: Option<Dtype>,
     /// Bytes given to KV storage.
     pub kv_bytes: u64,
     /// Positions in one KV block.

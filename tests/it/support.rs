@@ -8,16 +8,41 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tempfile::TempDir;
 use tunegate::{
     app::{self, Built},
-    config::{AdapterConfig, Config, Device, EngineConfig, LimitsConfig, ModelConfig, RecordConfig, ServerConfig},
+    config::{
+        AdapterConfig, Config, Device, Dtype, EngineConfig, LimitsConfig, ModelConfig, RecordConfig, ServerConfig,
+    },
     gateway::{Ask, Caller, Gateway, Prompt, Reply, ReplyError, ReplyEvent},
     journal::CompletionKind,
     metrics::Metrics,
+    model::DeviceChoice,
     terms::{FinishReason, RecordPolicy, SamplingLayer, TokenScore, Usage},
 };
 
 /// A file or folder below `tests/golden`.
 pub fn golden(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+}
+
+/// What the decoder runs on, in float32: the CPU, or what `TUNEGATE_TEST_DEVICE` names (`cuda`, `metal:1`; `make test-gpu`).
+pub fn device() -> Device {
+    let named = std::env::var("TUNEGATE_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    let (kind, index) = named.split_once(':').unwrap_or((&named, "0"));
+    let index = index.parse().unwrap_or_else(|_| panic!("TUNEGATE_TEST_DEVICE={named}: no device number"));
+    match kind {
+        "cpu" => Device::Cpu,
+        "cuda" => Device::Cuda(index),
+        "metal" => Device::Metal(index),
+        _ => panic!("TUNEGATE_TEST_DEVICE={named}: it is cpu, cuda, cuda:N, metal or metal:N"),
+    }
+}
+
+/// The same for a decoder without a server.
+pub fn device_choice() -> DeviceChoice {
+    match device() {
+        Device::Cpu => DeviceChoice::Cpu,
+        Device::Cuda(index) => DeviceChoice::Cuda(index),
+        Device::Metal(index) => DeviceChoice::Metal(index),
+    }
 }
 
 /// The base's name in these tests.
@@ -35,7 +60,8 @@ pub fn config(data_dir: PathBuf) -> Config {
         },
         model: ModelConfig {
             path: golden("models/llama"),
-            device: Device::Cpu,
+            device: device(),
+            dtype: Some(Dtype::Float32),
             kv_bytes: 4 << 20,
             block_tokens: 16,
             max_model_len: None,

@@ -15,6 +15,7 @@ use super::{
     rows::TensorRows,
 };
 use crate::{
+    config::Dtype,
     model::{
         BaseWeights, Batch, KvShape, LanguageModel, LoadError, ModelShape, Packer, Projection, StepError, StepOutput,
         rope::Rotary, weights::Weights,
@@ -69,12 +70,13 @@ pub fn device_failed(error: candle_core::Error) -> StepError {
     StepError::Device(error.to_string())
 }
 
-/// The form in which this device computes.
-pub fn dtype(device: &Device) -> DType {
-    match device {
-        Device::Cpu => DType::F32,
-        Device::Cuda(_) => DType::BF16,
-        Device::Metal(_) => DType::F16,
+/// The form in which this device computes, where `wanted` is what a setting says.
+pub fn dtype(device: &Device, wanted: Option<Dtype>) -> DType {
+    match (device, wanted) {
+        (Device::Cpu, _) | (_, Some(Dtype::Float32)) => DType::F32,
+        (_, Some(Dtype::Float16)) => DType::F16,
+        (_, Some(Dtype::Bfloat16)) | (Device::Cuda(_), None) => DType::BF16,
+        (Device::Metal(_), None) => DType::F16,
     }
 }
 
@@ -88,8 +90,8 @@ pub fn assemble(
     kv: KvShape,
     base: Digest,
     device: Device,
+    dtype: DType,
 ) -> std::result::Result<Parts, LoadError> {
-    let dtype = dtype(&device);
     let network = Arc::new(Builder { weights, shape: &shape, device: &device, dtype }.network()?);
     let pools = KvPools::new(&shape, kv, dtype, &device).map_err(|error| LoadError::Device(error.to_string()))?;
     Ok(Parts {

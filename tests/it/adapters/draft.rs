@@ -10,8 +10,11 @@ use std::{
 use serde_json::{Value, json};
 use tunegate::{
     adapters::{AdapterLimits, BaseIdentity},
-    model::{self, DeviceChoice, LoadOptions, Loaded, ModelSource},
+    config::Dtype,
+    model::{self, LoadOptions, Loaded, ModelSource},
 };
+
+use crate::support::device_choice;
 
 pub const LIMITS: AdapterLimits = AdapterLimits { max_rank: 64, max_file_bytes: 1 << 20 };
 pub const Q0: &str = "base_model.model.model.layers.0.self_attn.q_proj";
@@ -23,7 +26,13 @@ pub fn golden(path: &str) -> PathBuf {
 /// A base with its weights, loaded as the server does.
 pub fn load(model: &str) -> Loaded {
     let source = ModelSource::detect(&golden(&format!("models/{model}"))).unwrap();
-    let options = LoadOptions { device: DeviceChoice::Cpu, kv_bytes: 64 << 20, block_tokens: 16, max_model_len: None };
+    let options = LoadOptions {
+        device: device_choice(),
+        dtype: Some(Dtype::Float32),
+        kv_bytes: 64 << 20,
+        block_tokens: 16,
+        max_model_len: None,
+    };
     model::load(&source, &options).unwrap()
 }
 

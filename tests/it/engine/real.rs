@@ -11,11 +11,13 @@ use std::{
 use serde::Deserialize;
 use tunegate::{
     adapters::{AdapterLimits, folder::AdapterFiles, peft},
-    config::EngineConfig,
+    config::{Dtype, EngineConfig},
     engine::{Event, Work},
-    model::{self, Batch, DeviceChoice, KvShape, LanguageModel, LoadOptions, LoraAdapter, ModelSource},
+    model::{self, Batch, KvShape, LanguageModel, LoadOptions, LoraAdapter, ModelSource},
     terms::FinishReason,
 };
+
+use crate::support::device_choice;
 
 use super::{
     bent::{self, Bent},
@@ -83,7 +85,8 @@ impl Llama {
         // Keys and values of 2 layers of 2 heads of 16 dimensions, in f32.
         let block_bytes = 16 * 2 * 2 * 2 * 16 * 4;
         let options = LoadOptions {
-            device: DeviceChoice::Cpu,
+            device: device_choice(),
+            dtype: Some(Dtype::Float32),
             kv_bytes: blocks * block_bytes,
             block_tokens: 16,
             max_model_len: Some(176),

@@ -3,20 +3,27 @@
 use std::sync::Arc;
 
 use tunegate::{
+    config::Dtype,
     model::{
-        AdapterRows, Batch, BatchError, DeviceChoice, LoadOptions, Loaded, Matrix, ModelSource, PackError, Projection,
-        RowAnswer, RowAsk, SampleAsk, SeenToken, SequenceRows, Site, SiteDelta, StepError, StepOutput, TokenSketch,
-        Want, load, lora::Values,
+        AdapterRows, Batch, BatchError, LoadOptions, Loaded, Matrix, ModelSource, PackError, Projection, RowAnswer,
+        RowAsk, SampleAsk, SeenToken, SequenceRows, Site, SiteDelta, StepError, StepOutput, TokenSketch, Want, load,
+        lora::Values,
     },
     terms::{AdapterVersion, Digest},
 };
 
 use super::golden;
+use crate::support::device_choice;
 
 fn open(model: &str) -> Loaded {
     let source = ModelSource::detect(&golden::path(model)).unwrap();
-    let options =
-        LoadOptions { device: DeviceChoice::Cpu, kv_bytes: 1 << 20, block_tokens: 4, max_model_len: Some(64) };
+    let options = LoadOptions {
+        device: device_choice(),
+        dtype: Some(Dtype::Float32),
+        kv_bytes: 1 << 20,
+        block_tokens: 4,
+        max_model_len: Some(64),
+    };
     load(&source, &options).unwrap()
 }
 

@@ -4,14 +4,16 @@ use std::{path::Path, sync::Arc};
 
 use tunegate::{
     adapters::{AdapterLimits, folder::AdapterFiles, peft},
+    config::Dtype,
     model::{
-        AdapterRows, Adjustments, Batch, DeviceChoice, LoadOptions, Loaded, LoraAdapter, ModelSource, RowAnswer,
-        RowAsk, SampleAsk, SequenceRows, Site, SiteDelta, StepOutput, Want, load,
+        AdapterRows, Adjustments, Batch, LoadOptions, Loaded, LoraAdapter, ModelSource, RowAnswer, RowAsk, SampleAsk,
+        SequenceRows, Site, SiteDelta, StepOutput, Want, load,
     },
     terms::TokenScore,
 };
 
 use super::golden::{Answer, Greedy};
+use crate::support::device_choice;
 
 const LIMITS: AdapterLimits = AdapterLimits { max_rank: 64, max_file_bytes: 64 << 20 };
 
@@ -52,7 +54,8 @@ impl Desk {
     pub fn open_with(path: &Path, max_model_len: usize, block_tokens: usize) -> Self {
         let source = ModelSource::detect(path).unwrap_or_else(|error| panic!("{error}"));
         let options = LoadOptions {
-            device: DeviceChoice::Cpu,
+            device: device_choice(),
+            dtype: Some(Dtype::Float32),
             kv_bytes: 64 << 20,
             block_tokens,
             max_model_len: Some(max_model_len),

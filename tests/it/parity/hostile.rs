@@ -6,12 +6,22 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tunegate::model::{DeviceChoice, LoadError, LoadOptions, ModelSource, load};
+use tunegate::{
+    config::Dtype,
+    model::{LoadError, LoadOptions, ModelSource, load},
+};
 
 use super::golden;
+use crate::support::device_choice;
 
 fn options() -> LoadOptions {
-    LoadOptions { device: DeviceChoice::Cpu, kv_bytes: 1 << 20, block_tokens: 16, max_model_len: Some(64) }
+    LoadOptions {
+        device: device_choice(),
+        dtype: Some(Dtype::Float32),
+        kv_bytes: 1 << 20,
+        block_tokens: 16,
+        max_model_len: Some(64),
+    }
 }
 
 fn attempt(path: &Path) -> Result<(), LoadError> {
@@ -261,6 +271,12 @@ fn a_kv_budget_below_one_sequence_is_refused_with_both_numbers() {
     let source = ModelSource::detect(&golden::path("models/llama")).unwrap();
     let error = load(&source, &LoadOptions { kv_bytes: 10_000, ..options() }).err();
     assert!(matches!(error, Some(LoadError::KvTooSmall { bytes: 10_000, needed: 4, .. })), "{error:?}");
+    let short = load(&source, &LoadOptions { kv_bytes: 10_000, max_model_len: None, ..options() }).unwrap();
+    let room = short.decoder.kv_shape().blocks * 16;
+    assert!(room > 0 && room < 64 && short.shape.max_positions == room, "without a length, what fits is served");
+    assert!(short.notes.iter().any(|note| note.contains(&format!("up to {room} tokens"))), "{:?}", short.notes);
+    let none = load(&source, &LoadOptions { kv_bytes: 10, max_model_len: None, ..options() }).err();
+    assert!(matches!(none, Some(LoadError::KvTooSmall { blocks: 0, .. })), "{none:?}");
     let error = load(&source, &LoadOptions { block_tokens: 0, ..options() }).err();
     assert!(error.is_some_and(|error| error.to_string().contains("KV blocks of 0 tokens")));
 }
