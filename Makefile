@@ -55,6 +55,11 @@ soak: model build ## random load for SOAK_MINUTES (30): nothing fails, nothing i
 	@[ -d $(BENCH_ADAPTERS) ] || $(PYTHON) scripts/make-bench-adapters $(BENCH_ADAPTERS) 8
 	$(PYTHON) scripts/soak $(BINARY) $(MODEL) $(BENCH_ADAPTERS) $(SOAK_MINUTES)
 
+DEVICE ?=
+test-gpu: model ## parity, neighbours and bench on a GPU (DEVICE=cuda:0, metal:0), into target/gpu.json
+	@[ -d $(BENCH_ADAPTERS) ] || $(PYTHON) scripts/make-bench-adapters $(BENCH_ADAPTERS) 8
+	$(PYTHON) scripts/test-gpu $(MODEL) $(BENCH_ADAPTERS) $(DEVICE)
+
 LOOP_PYTHON := .venv/bin/python
 loop: model build $(LOOP_PYTHON) ## make the training data, train the demo adapters (an hour on two cores), and evaluate them
 	$(PYTHON) recipes/ticket-triage/make.py
