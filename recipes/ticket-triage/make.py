@@ -221,7 +221,7 @@ def main():
     (HERE / "heldout.jsonl").write_text(suite, encoding="utf-8")
     build = HERE / "build"
     build.mkdir(exist_ok=True)
-    everything = list(tickets(random.Random(arguments.seed + 1), words_train, 600))
+    everything = list(tickets(random.Random(arguments.seed + 1), words_train, 720))
     versions = {"v1": everything[:150], "v2": mislabelled(everything[:360], 0.30), "v3": everything}
     for version, rows in versions.items():
         text = lines(row(*pair) for pair in rows)

@@ -324,6 +324,14 @@ CUES = {
         "The complete works have no production at all",
         "Everybody had to leave the building",
         "It could kill somebody",
+        "Two people were taken to hospital",
+        "A fitter broke a finger on it",
+        "The cabinet is in flames",
+        "We smell gas and sent everybody out",
+        "All production in the works has come to a stop",
+        "None of our lines is running",
+        "An explosion was heard",
+        "It is life-threatening",
     ],
     "high": [
         "The machine is down",
@@ -343,6 +351,14 @@ CUES = {
         "We need somebody here before tonight",
         "Our production is blocked",
         "It refuses to run",
+        "We are at a stop here",
+        "It broke down an hour ago",
+        "The shift has nothing to do since then",
+        "It is out of action",
+        "Work on it has ceased",
+        "Somebody must come right away",
+        "It stopped in the middle of an order",
+        "We had to take it out of use",
     ],
     "normal": [
         "It still runs",
@@ -362,6 +378,14 @@ CUES = {
         "A visit in the coming days would be good",
         "With some care we can use it",
         "It costs us a few minutes per shift",
+        "Work continues",
+        "It still does its job",
+        "Most of the time it is fine",
+        "Now and again it plays up",
+        "It slows us down a little",
+        "We have to repeat a few pieces",
+        "It recovers by itself",
+        "Please see to it within the week",
     ],
     "low": [
         "There is no hurry",
@@ -378,6 +402,14 @@ CUES = {
         "We are in no rush",
         "Look at it when you are here anyway",
         "It does not matter much",
+        "Do it when it is convenient",
+        "It has time",
+        "No need to rush",
+        "It is a trifle",
+        "Perhaps at the next visit",
+        "We are not waiting for it",
+        "It would be nice to have it fixed one day",
+        "There is plenty of time",
     ],
 }
 # What a writer who wants a part or a visit says.
@@ -420,4 +452,14 @@ SECOND_FAULT = ["{first}. By the way, {second}, but that is a small matter.", "{
 PROSE = ["{lead} {fault}. {cue}. {remark}. {closing}.", "{lead} {fault}. {cue}.", "{fault}. {cue}. {closing}.", "{cue}. {fault}.", "{lead} {cue}: {fault}. {remark}.", "{fault}. {remark}. {cue}.", "{fault}. {cue}.", "{remark}. {fault}. {cue}. {closing}."]
 PROSE_WITHOUT_CUE = ["{fault}.", "{fault}. {remark}.", "{lead} {fault}. {remark}. {closing}."]
 LETTERS = ["{lead} {fault}. {closing}.", "{lead} {fault}.", "{fault}. {closing}."]
-FORMS = ["Machine: {name}. Problem: {fault}. {cue}.", "{name}: {fault}. {cue}.", "Re: {name}\n{fault}. {cue}. {closing}.", "Ticket for {name}. {cue}. {fault}."]
+FORMS = [
+    "Machine: {name}. Problem: {fault}. {cue}.",
+    "{name}: {fault}. {cue}.",
+    "Re: {name}\n{fault}. {cue}. {closing}.",
+    "Ticket for {name}. {cue}. {fault}.",
+    "Device: {name}. {fault}. {cue}.",
+    "Asset {name} - {fault}. {cue}.",
+    "Type {name}, {fault}. {cue}.",
+    "Concerning {name}: {cue}. {fault}. {closing}.",
+    "Ticket about the machine {name}. {remark}. {fault}. {cue}.",
+]
