@@ -31,6 +31,9 @@ pub struct Metrics {
     /// Tokens in one KV block.
     pub kv_block_tokens: IntGauge,
     pub kv_usage: Gauge,
+    /// Prompt tokens of those admitted, and how many of them were found computed.
+    pub prefix_queried: IntCounter,
+    pub prefix_hits: IntCounter,
     pub step_seconds: Histogram,
     pub step_rows: Histogram,
     pub record_failures: IntCounter,
@@ -137,6 +140,14 @@ impl Metrics {
             kv_blocks: gauge("tunegate_kv_blocks", "KV blocks in all."),
             kv_block_tokens: gauge("tunegate_kv_block_tokens", "Tokens in one KV block."),
             kv_usage: ratio("tunegate_kv_usage_ratio", "Share of the KV blocks in use."),
+            prefix_queried: counter(
+                "tunegate_prefix_cache_queried_tokens_total",
+                "Prompt tokens that were looked for among the kept KV blocks.",
+            ),
+            prefix_hits: counter(
+                "tunegate_prefix_cache_hit_tokens_total",
+                "Prompt tokens that were found computed in kept KV blocks.",
+            ),
             step_seconds: histogram("tunegate_step_seconds", "One forward pass.", SECONDS),
             step_rows: histogram(
                 "tunegate_step_rows",

@@ -146,6 +146,9 @@ settings! {
     /// Positions in one block of keys and values
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
     block_size: usize,
+    /// Compute equal beginnings of prompts once; `false` computes every prompt whole
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Engine")]
+    enable_prefix_caching: Switch,
     /// How long a step should take while answers are running, in milliseconds: longer prompts are read in chunks; 0 sets no limit
     #[arg(long, value_name = "MILLISECONDS", help_heading = "Engine")]
     step_ms: u64,

@@ -31,6 +31,8 @@ pub struct EngineConfig {
     /// How long one step may take while answers are running; longer prompts are then read in smaller chunks. Where answers
     /// alone take longer, prompts may double it. Zero sets no limit.
     pub step_target: Duration,
+    /// Keys and values of equal beginnings, under one version and caller, are computed once and kept while there is room.
+    pub prefix_caching: bool,
     /// No step for this long while work is running means that the engine is stalled.
     pub stall: Duration,
 }
@@ -44,6 +46,7 @@ impl Default for EngineConfig {
             max_loras: 64,
             max_model_len: 4096,
             step_target: Duration::from_millis(200),
+            prefix_caching: true,
             stall: Duration::from_secs(60),
         }
     }

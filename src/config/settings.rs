@@ -328,6 +328,7 @@ impl Check<'_> {
             // The engine takes the least of this, the model's own context and what the KV memory holds.
             max_model_len: said.max_model_len.unwrap_or(usize::MAX),
             step_target: said.step_ms.map_or(default.step_target, Duration::from_millis),
+            prefix_caching: said.enable_prefix_caching != Some(Switch(false)),
             stall: Duration::from_secs(self.at_least("stall_timeout", said.stall_timeout, 60, 1)),
         }
     }

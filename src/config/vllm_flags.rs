@@ -117,7 +117,7 @@ pub const FLAGS: &[(&str, Values, Fate)] = &[
     ("--enable-nccl-comm-suspend", Nothing, Ignored("one process serves; there is nothing to distribute")),
     ("--enable-offline-docs", Nothing, Ignored("the HTTP side has its own limits and always says what it can")),
     ("--enable-per-request-metrics", Nothing, Ignored("one JSON line for each request, and /metrics, are always there")),
-    ("--enable-prefix-caching", Nothing, Ignored("the KV cache is laid out by the engine")),
+    ("--enable-prefix-caching", Nothing, Honoured),
     ("--enable-prompt-embeds", Nothing, Refused("prompts are text or token ids")),
     ("--enable-prompt-tokens-details", Nothing, Ignored("files are read as they are")),
     ("--enable-reasoning", Nothing, Refused("reasoning is not taken out of answers yet")),

@@ -21,6 +21,8 @@ pub struct EngineHandle {
     pulse: Arc<Pulse>,
     limits: EngineLimits,
     max_queued: usize,
+    /// Positions in a block, where blocks are shared.
+    shared: Option<usize>,
 }
 
 /// What a job may ask for.
@@ -53,7 +55,8 @@ pub fn spawn(
     let (inbox, notes) = mpsc::channel();
     let worker = Worker::new(decoder, &config, notes, Arc::clone(&pulse), metrics);
     let thread = thread::Builder::new().name("engine".to_owned()).spawn(move || worker.run());
-    let handle = EngineHandle { inbox, pulse, limits, max_queued: config.max_queued };
+    let shared = config.prefix_caching.then_some(kv.block_tokens);
+    let handle = EngineHandle { inbox, pulse, limits, max_queued: config.max_queued, shared };
     (handle, thread.expect("the operating system refused the engine thread"))
 }
 
@@ -68,7 +71,7 @@ impl EngineHandle {
             return Err(SubmitError::Stopped);
         }
         let seat = self.pulse.seat().map_err(|waiting| self.full(waiting))?;
-        let note = Note::Run(Box::new(Sequence::new(job, seat)));
+        let note = Note::Run(Box::new(Sequence::new(job, seat, self.shared)));
         self.inbox.send(note).map_err(|mpsc::SendError(note)| {
             if let Note::Run(mut sequence) = note {
                 sequence.abandon();

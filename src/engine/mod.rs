@@ -5,11 +5,13 @@
 mod blocks;
 mod chunk;
 mod handle;
+mod prefix;
 mod pulse;
 mod queue;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod share;
 mod worker;
 
 use std::{
@@ -122,7 +124,7 @@ pub fn event_channel(work: &Work, prompt_tokens: usize) -> (EventSender, EventRe
 /// What the engine reports about one job, in order. `Finished`, `Failed` and `Hidden` are last.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The sequence has a place; `cached_tokens` of its prompt need no computing.
+    /// The sequence has a place since `at`; `cached_tokens` of its prompt needed no computing. Comes before the first result.
     Started {
         at: Instant,
         cached_tokens: usize,

@@ -3,8 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::sequence::Sequence;
-use crate::terms::AdapterVersion;
+use super::sequence::{self, Sequence};
 
 /// Who waits at one priority.
 #[derive(Default)]
@@ -16,11 +15,9 @@ pub struct Queue {
 }
 
 struct Lane {
-    key: LaneKey,
+    key: sequence::Lane,
     sequences: VecDeque<Sequence>,
 }
-
-type LaneKey = (u64, Option<AdapterVersion>);
 
 impl Queue {
     pub fn is_empty(&self) -> bool {
@@ -32,7 +29,7 @@ impl Queue {
     }
 
     pub fn push(&mut self, sequence: Sequence) {
-        let key = (sequence.tenant, sequence.version());
+        let key = sequence.lane();
         match self.lanes.iter_mut().find(|lane| lane.key == key) {
             Some(lane) => lane.sequences.push_back(sequence),
             None => self.lanes.push_back(Lane { key, sequences: [sequence].into() }),

@@ -1,10 +1,19 @@
 //! Who runs in the next step. Plain data, no tensors: it moves sequences between the queue and their places, hands out
 //! KV blocks, and writes the batch.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
 
 use super::{
-    EngineFault, Priority, blocks::BlockPool, chunk::ChunkLimit, pulse::Occupancy, queue::Queue, sequence::Sequence,
+    EngineFault, Priority,
+    blocks::BlockPool,
+    chunk::ChunkLimit,
+    pulse::Occupancy,
+    queue::Queue,
+    sequence::{Lane, Sequence},
+    share::share,
 };
 use crate::{
     config::EngineConfig,
@@ -171,6 +180,7 @@ impl Scheduler {
 
     /// Admits who waits at one priority, each lane in its turn, until nobody fits.
     fn admit(&mut self, priority: Priority) {
+        self.make_way(priority);
         while let Some(sequence) = self.waiting(priority).first_preempted() {
             if self.fit(sequence) != Fit::Yes {
                 return;
@@ -195,17 +205,58 @@ impl Scheduler {
         }
     }
 
-    /// Those of lower priority count for nothing here: they make way.
+    /// Where peers have every place, a lane of which nobody runs gets one from the lane that runs most, if that runs
+    /// several: its last admitted is computed again later.
+    fn make_way(&mut self, priority: Priority) {
+        let mut turn = 0;
+        while self.peers(priority) >= self.places
+            && let Some(head) = self.waiting(priority).head(turn)
+        {
+            let idle = self.running.iter().all(|peer| peer.priority != priority || peer.lane() != head.lane());
+            if !idle || self.room(head) != Fit::Yes {
+                turn += 1;
+                continue;
+            }
+            let Some(index) = self.last_of_largest_lane(priority) else { return };
+            self.preempt(index);
+            if let Some(sequence) = self.queue(priority).pop(turn) {
+                self.place(sequence);
+            }
+        }
+    }
+
+    /// The last admitted of the lane with the most running sequences of one priority, if there are several of them.
+    fn last_of_largest_lane(&self, priority: Priority) -> Option<usize> {
+        let mut lanes: HashMap<Lane, (usize, usize)> = HashMap::new();
+        for (index, peer) in self.running.iter().enumerate().filter(|(_, peer)| peer.priority == priority) {
+            let (count, last) = lanes.entry(peer.lane()).or_default();
+            (*count, *last) = (*count + 1, index);
+        }
+        // Of equal lanes, the one whose last came last.
+        lanes.into_values().filter(|&(count, _)| count > 1).max().map(|(_, last)| last)
+    }
+
+    /// How many run that do not make way for `priority`.
+    fn peers(&self, priority: Priority) -> usize {
+        self.running.iter().filter(|peer| peer.priority >= priority).count()
+    }
+
+    /// Whether a sequence can have a place and what it needs there. Those of lower priority count for nothing here: they
+    /// make way.
     fn fit(&self, sequence: &Sequence) -> Fit {
+        if self.peers(sequence.priority) >= self.places { Fit::NoPlace } else { self.room(sequence) }
+    }
+
+    /// Whether a sequence that has a place can have blocks and its adapter too.
+    fn room(&self, sequence: &Sequence) -> Fit {
         let peers = || self.running.iter().filter(|peer| peer.priority >= sequence.priority);
         let count = peers().count();
-        if count >= self.places {
-            return Fit::NoPlace;
-        }
-        let yielding: usize = self.running[count..].iter().map(|lower| lower.blocks.len()).sum();
+        let lower: HashSet<u32> = self.running[count..].iter().flat_map(|lower| lower.blocks.iter().copied()).collect();
+        let yielding = lower.len();
+        let (_, shared) = self.pool.known(sequence.findable(self.pool.block_tokens()));
         // Each running sequence may want one more block soon; without this margin the newcomer would be preempted at
         // once.
-        if self.pool.needed(sequence.known()) + count > self.pool.free() + yielding {
+        if self.pool.needed(sequence.known()) + count > self.pool.free() + shared + yielding {
             return Fit::NoBlocks;
         }
         let Some(version) = sequence.version() else { return Fit::Yes };
@@ -220,23 +271,31 @@ impl Scheduler {
 
     /// Gives a place and the blocks for all that is known to a sequence that fits.
     fn place(&mut self, mut sequence: Sequence) {
-        let needed = self.pool.needed(sequence.known());
-        while self.running.len() >= self.places || self.pool.free() < needed {
-            self.preempt_last();
-        }
-        self.pool.take(needed, &mut sequence.blocks);
         if let Some(waited) = sequence.start(Instant::now()) {
             self.waits.push(waited);
             sequence.ticket = self.next_ticket;
             self.next_ticket += 1;
         }
+        sequence.adopt(&mut self.pool);
+        let lacking = self.pool.needed(sequence.known()) - sequence.blocks.len();
+        while self.running.len() >= self.places || self.pool.free() < lacking {
+            self.preempt_last();
+        }
+        self.pool.take(lacking, &mut sequence.blocks);
         let rank = |sequence: &Sequence| (std::cmp::Reverse(sequence.priority), sequence.ticket);
         let index = self.running.partition_point(|other| rank(other) < rank(&sequence));
         self.running.insert(index, sequence);
     }
 
     fn preempt_last(&mut self) {
-        let Some(mut sequence) = self.running.pop() else { return };
+        if let Some(last) = self.running.len().checked_sub(1) {
+            self.preempt(last);
+        }
+    }
+
+    /// Takes place and blocks away from a running sequence, which returns before anybody new.
+    fn preempt(&mut self, index: usize) {
+        let mut sequence = self.running.remove(index);
         self.pool.release(&mut sequence.blocks);
         sequence.forget();
         self.queue(sequence.priority).push_preempted(sequence);
@@ -246,12 +305,30 @@ impl Scheduler {
     /// runs.
     fn share_rows(&mut self, step: &mut Step) {
         let priority = self.running.first().map(|sequence| sequence.priority);
-        let runs = |(_, sequence): &(usize, &Sequence)| Some(sequence.priority) == priority;
-        let pending = self.running.iter().enumerate().filter(runs).map(|(index, sequence)| (index, sequence.pending()));
-        let (single, prompts): (Vec<_>, Vec<_>) = pending.partition(|&(_, pending)| pending == 1);
+        let block_tokens = self.pool.block_tokens();
+        // Who computes a block, or is about to: others that want the same one wait for it, and then share it.
+        let mut computing = HashSet::new();
+        let mut pending = Vec::new();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            if Some(sequence.priority) != priority {
+                continue;
+            }
+            if sequence.pending() > 1 {
+                sequence.adopt(&mut self.pool);
+                if let Some(key) = sequence.computing(block_tokens)
+                    && !computing.insert(key)
+                    && sequence.at_block(block_tokens)
+                {
+                    continue;
+                }
+            }
+            pending.push((index, sequence.pending()));
+        }
+        let (single, prompts): (Vec<_>, Vec<_>) = pending.into_iter().partition(|&(_, pending)| pending == 1);
         step.mixed = !single.is_empty();
         let limit = if step.mixed { self.beside.rows() } else { self.alone.rows() };
-        let prompts = share(limit.min(self.max_rows - single.len()), prompts);
+        let lane = |index: usize| self.running[index].lane();
+        let prompts = share(limit.min(self.max_rows - single.len()), prompts, lane);
         step.prompt_rows = prompts.iter().map(|&(_, rows)| rows).sum();
         step.turns.extend(single.into_iter().chain(prompts).map(|(index, rows)| Turn { index, rows, asks: 0 }));
         // Rows of one adapter stand together, so that a decoder can gather them as one run.
@@ -283,9 +360,11 @@ impl Scheduler {
         let mut answers = output.answers.drain(..);
         let mut ended = Vec::new();
         for turn in &step.turns {
-            if self.running[turn.index].advance(turn.rows, answers.by_ref().take(turn.asks), now) {
+            let sequence = &mut self.running[turn.index];
+            if sequence.advance(turn.rows, answers.by_ref().take(turn.asks), now) {
                 ended.push(turn.index);
             }
+            sequence.publish(&mut self.pool);
         }
         ended.sort_unstable();
         ended.iter().rev().for_each(|&index| self.retire(index));
@@ -304,6 +383,7 @@ impl Scheduler {
         while !self.running.is_empty() {
             self.preempt_last();
         }
+        self.pool.forget_all();
         failed.len()
     }
 
@@ -339,23 +419,6 @@ impl Scheduler {
 /// Places of an engine: each running sequence must have at least one row in a step.
 pub fn places(config: &EngineConfig) -> usize {
     config.max_num_seqs.min(config.max_num_batched_tokens).max(1)
-}
-
-/// Shares `left` rows among prompts, given as (index, rows wanted) in order of admission. The first gets at least half,
-/// so that it goes on whatever comes; the rest goes to the shortest, so that a short prompt does not stand behind a
-/// long one.
-fn share(left: usize, mut prompts: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
-    let Some(((_, first), others)) = prompts.split_first_mut() else { return prompts };
-    let wanted: usize = others.iter().map(|&(_, rows)| rows).sum();
-    *first = (*first).min(left - wanted.min(left / 2));
-    let mut left = left - *first;
-    others.sort_by_key(|&(_, rows)| rows);
-    for (_, rows) in others {
-        *rows = (*rows).min(left);
-        left -= *rows;
-    }
-    prompts.retain(|&(_, rows)| rows > 0);
-    prompts
 }
 
 #[cfg(test)]

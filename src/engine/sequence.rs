@@ -4,6 +4,8 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     CancelFlag, EngineFault, Event, EventSender, Generate, Job, Priority, Work,
+    blocks::BlockPool,
+    prefix::{BlockKey, Chain},
     pulse::Seat,
     sampler::{self, Seen},
 };
@@ -29,6 +31,14 @@ pub struct Sequence {
     task: Task,
     /// Positions whose keys and values are in the blocks.
     computed: usize,
+    /// Names what its full blocks hold; `None` where nothing is shared.
+    chain: Option<Chain>,
+    /// Blocks whose content others know of.
+    published: usize,
+    /// Prompt positions that were found computed, until the first answer.
+    cached: usize,
+    /// When it was admitted, until that is told.
+    started: Option<Instant>,
     submitted: Instant,
     /// Held until the first admission.
     seat: Option<Seat>,
@@ -38,6 +48,9 @@ pub struct Sequence {
     ended: bool,
 }
 
+/// A caller and an adapter's version (`None` is the base).
+pub type Lane = (u64, Option<AdapterVersion>);
+
 /// What is wanted, and what of it is done. It outlives preemption, so that nothing is reported twice.
 enum Task {
     Generate { generate: Generate, answer: Vec<u32>, seen: Option<Seen> },
@@ -46,8 +59,16 @@ enum Task {
 }
 
 impl Sequence {
-    /// Counts the prompt's tokens where penalties need it, so it is made by the caller's thread.
-    pub fn new(job: Job, seat: Seat) -> Self {
+    /// Counts the prompt's tokens where penalties need it, so it is made by the caller's thread. Where blocks of
+    /// `shared` positions are shared, those of sequences that begin alike, under one version and salt, are computed once.
+    pub fn new(job: Job, seat: Seat, shared: Option<usize>) -> Self {
+        let version = job.adapter.as_ref().map(|adapter| adapter.version());
+        let chain = shared.map(|block_tokens| {
+            let mut chain = Chain::new(BlockKey::root(version, &job.salt));
+            let full = job.tokens.len() / block_tokens;
+            chain.reach(full, |block| job.tokens[block * block_tokens..(block + 1) * block_tokens].to_vec());
+            chain
+        });
         let task = match job.work {
             Work::Generate(generate) => {
                 let seen = Seen::of(&generate.sampling, &job.tokens);
@@ -66,6 +87,10 @@ impl Sequence {
             tokens: job.tokens,
             task,
             computed: 0,
+            chain,
+            published: 0,
+            cached: 0,
+            started: None,
             submitted: Instant::now(),
             seat: Some(seat),
             cancel: job.cancel,
@@ -76,6 +101,11 @@ impl Sequence {
 
     pub fn version(&self) -> Option<AdapterVersion> {
         self.adapter.as_ref().map(|adapter| adapter.version())
+    }
+
+    /// Whom it shares its turns with: everything of one caller on one adapter.
+    pub fn lane(&self) -> Lane {
+        (self.tenant, self.version())
     }
 
     #[cfg(test)]
@@ -116,17 +146,86 @@ impl Sequence {
         self.cancel.is_cancelled() || self.events.is_closed()
     }
 
-    /// Gives up the seat in the queue and reports the start, once: then how long it waited, in seconds.
+    /// Gives up the seat in the queue, once: then how long it waited, in seconds. The start is reported with the first
+    /// result, when it is known how much of the prompt was found computed.
     pub fn start(&mut self, now: Instant) -> Option<f64> {
         let seat = self.seat.take()?;
         seat.admitted();
-        self.tell(Event::Started { at: now, cached_tokens: 0 });
+        self.started = Some(now);
         Some(now.saturating_duration_since(self.submitted).as_secs_f64())
     }
 
-    /// Forgets what is in the blocks, which have been taken away; it is computed again on return.
+    /// Forgets what is in the blocks, which have been taken away; what nobody has kept is computed again on return.
     pub fn forget(&mut self) {
         self.computed = 0;
+        self.published = 0;
+        self.cached = 0;
+    }
+
+    /// The keys of the full blocks that may be found computed: all but the last position of what is known, whose row has
+    /// the answer. Scored and embedded texts need every row.
+    pub fn findable(&self, block_tokens: usize) -> &[BlockKey] {
+        let (Some(chain), Task::Generate { .. }) = (&self.chain, &self.task) else { return &[] };
+        let made = chain.made();
+        &made[..made.len().min((self.known() - 1) / block_tokens)]
+    }
+
+    /// Makes the keys of its first `blocks` full blocks, whose tokens are known.
+    fn name_blocks(&mut self, blocks: usize, block_tokens: usize) {
+        if let Some(mut chain) = self.chain.take() {
+            chain.reach(blocks, |block| {
+                (block * block_tokens..(block + 1) * block_tokens).map(|position| self.token(position)).collect()
+            });
+            self.chain = Some(chain);
+        }
+    }
+
+    /// Takes, as far as they are known, blocks that hold what would have to be computed next: in place of its own where it
+    /// has them already. Only at the beginning of a block: what it has computed stays.
+    pub fn adopt(&mut self, pool: &mut BlockPool) {
+        let size = pool.block_tokens();
+        if !self.computed.is_multiple_of(size) {
+            return;
+        }
+        let first = self.computed / size;
+        let keys = self.findable(size).to_vec();
+        for (block, key) in keys.iter().enumerate().skip(first) {
+            let found = match self.blocks.get_mut(block) {
+                Some(held) => pool.exchange(held, key),
+                None => pool.share(key).map(|shared| self.blocks.push(shared)).is_some(),
+            };
+            if !found {
+                break;
+            }
+            self.computed += size;
+            if self.started.is_some() {
+                self.cached += size;
+            }
+        }
+        self.published = self.published.max(self.computed / size);
+    }
+
+    /// The key of the block that it computes next or is within, if all of that block's tokens are known.
+    pub fn computing(&self, block_tokens: usize) -> Option<BlockKey> {
+        self.findable(block_tokens).get(self.computed / block_tokens).copied()
+    }
+
+    /// Whether what it computes next begins a block.
+    pub fn at_block(&self, block_tokens: usize) -> bool {
+        self.computed.is_multiple_of(block_tokens)
+    }
+
+    /// Makes the content of every block that is full by now known to others.
+    pub fn publish(&mut self, pool: &mut BlockPool) {
+        let full = self.computed / pool.block_tokens();
+        if self.chain.is_none() || full <= self.published {
+            return;
+        }
+        self.name_blocks(full, pool.block_tokens());
+        let keys = self.chain.as_ref().map(Chain::made).unwrap_or_default();
+        let blocks = self.blocks.iter().zip(keys).take(full).skip(self.published);
+        blocks.for_each(|(&block, &key)| pool.publish(block, key));
+        self.published = full;
     }
 
     /// Adds the next `rows` rows and what is asked of them to `batch`; returns how many asks these are.
@@ -246,6 +345,13 @@ impl Sequence {
     }
 
     fn tell(&mut self, event: Event) {
+        if let Some(at) = self.started.take() {
+            self.send(Event::Started { at, cached_tokens: self.cached.min(self.tokens.len()) });
+        }
+        self.send(event);
+    }
+
+    fn send(&mut self, event: Event) {
         // Room for every event was made with the channel, so this fails only where the reader has left (and the next
         // step drops the sequence) or made a channel too small for its own job.
         if !self.ended && self.events.try_send(event).is_err() {

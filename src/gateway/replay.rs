@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Ask, AskError, Caller, Gateway, Prompt, ReplyError};
 use crate::{
+    engine::KvSalt,
     journal::{ChoiceRecord, Completion, Content, JournalError},
-    terms::{Ending, RecordPolicy, SamplingLayer},
+    terms::{Digest, Ending, RecordPolicy, SamplingLayer},
 };
 
 /// What became of a recorded request when it ran again.
@@ -153,7 +154,8 @@ fn again(completion: &Completion, content: &Content, base_name: &str, run: u64) 
         top_logprobs: options.top_logprobs,
         echo: false,
         seed: Some(completion.seed),
-        caller: Caller::default(),
+        // A cache of its own: what is replayed is computed, not remembered.
+        caller: Caller { salt: KvSalt(*Digest::of(&run.to_le_bytes()).as_bytes()), ..Caller::default() },
         record: Some(RecordPolicy::None),
         store: false,
         user: None,

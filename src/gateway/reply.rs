@@ -305,6 +305,9 @@ impl Reply {
         match event {
             Some(Event::Started { at, cached_tokens }) => {
                 self.timing.queue_us = at.duration_since(self.admitted).as_micros() as u64;
+                let metrics = self.gateway.metrics();
+                metrics.prefix_queried.inc_by(self.question.prompts[self.prompt_of(choice)].tokens.len() as u64);
+                metrics.prefix_hits.inc_by(cached_tokens as u64);
                 if choice.is_multiple_of(self.question.ask.n.max(1) as usize) {
                     self.usage.cached_tokens += cached_tokens;
                 }

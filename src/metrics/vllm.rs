@@ -54,6 +54,14 @@ pub(super) fn render(metrics: &Metrics, view: &VllmView, text: &mut String) {
         // Writing to a `String` cannot fail.
         let _ = writeln!(text, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} gauge\nvllm:{name}{{{labels}}} {value}");
     }
+    let counters = [
+        ("prefix_cache_queries_total", "Prompt tokens looked for in the prefix cache.", metrics.prefix_queried.get()),
+        ("prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", metrics.prefix_hits.get()),
+    ];
+    for (name, help, value) in counters {
+        let _ =
+            writeln!(text, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} counter\nvllm:{name}{{{labels}}} {value}");
+    }
 }
 
 /// A label's value as the text format wants it.

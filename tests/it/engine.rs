@@ -530,3 +530,49 @@ proptest! {
         engine.ends_whole();
     }
 }
+
+#[test]
+fn what_was_computed_for_one_question_answers_another_that_begins_alike() {
+    let engine = TestEngine::free(Toy::new(256, 4), config());
+    let first = Ask::greedy(prompt(2, 41), 11);
+    let said = engine.ask(&first).answer().tokens();
+    assert_eq!(said, expected(&first, 11));
+    // The next turn of the conversation begins with the first one's question and answer.
+    let turn = Ask::greedy([first.tokens.to_vec(), said, prompt(5, 9)].concat(), 6);
+    let answer = engine.ask(&turn).answer();
+    assert_eq!((answer.tokens(), answer.cached_tokens), (expected(&turn, 6), 48));
+    let other = Ask::greedy(turn.tokens.to_vec(), 6).adapter(&toy::adapter("poet"));
+    let answer = engine.ask(&other).answer();
+    assert_eq!((answer.tokens(), answer.cached_tokens), (expected(&other, 6), 0), "another version shares nothing");
+    engine.ends_whole();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+
+    /// However the kept blocks come and go, every answer is the oracle's.
+    #[test]
+    fn shared_beginnings_never_change_an_answer(
+        asks in prop::collection::vec((0..3u32, 0..60usize, 0..4u32, 0..12usize, 1..10usize, 0..3usize), 1..40),
+        blocks in 30..80usize, together in 1..9usize,
+    ) {
+        let engine = TestEngine::free(Toy::new(blocks, 4), EngineConfig { max_num_seqs: 6, max_model_len: 100, ..config() });
+        let adapters = [toy::adapter("poet"), toy::adapter("clerk")];
+        let asks: Vec<Ask> = asks
+            .into_iter()
+            .map(|(system, length, question, more, count, voice)| {
+                let tokens = [prompt(system, length), prompt(100 + question, more + 1)].concat();
+                let ask = Ask::greedy(tokens, count);
+                if voice == 0 { ask } else { ask.adapter(&adapters[voice - 1]) }
+            })
+            .collect();
+        for group in asks.chunks(together) {
+            let running: Vec<_> = group.iter().map(|ask| engine.ask(ask)).collect();
+            for (ask, running) in group.iter().zip(running) {
+                let answer = running.answer();
+                prop_assert_eq!(answer.tokens(), expected(ask, answer.scores.len()));
+            }
+        }
+        engine.ends_whole();
+    }
+}

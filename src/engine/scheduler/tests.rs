@@ -1,3 +1,5 @@
+mod shared;
+
 use std::{collections::HashSet, sync::Arc};
 
 use proptest::prelude::*;
@@ -12,7 +14,14 @@ use crate::{
 const VOCAB: usize = 32;
 
 fn config(max_num_seqs: usize, max_num_batched_tokens: usize) -> EngineConfig {
-    EngineConfig { max_num_seqs, max_num_batched_tokens, step_target: Duration::ZERO, ..Default::default() }
+    let prefix_caching = false;
+    EngineConfig {
+        max_num_seqs,
+        max_num_batched_tokens,
+        step_target: Duration::ZERO,
+        prefix_caching,
+        ..Default::default()
+    }
 }
 
 /// A scheduler whose decoder always answers with the token 1.
@@ -22,6 +31,8 @@ struct Bench {
     kv: KvShape,
     pulse: Arc<Pulse>,
     max_loras: usize,
+    /// Whether equal beginnings are computed once.
+    shared: bool,
 }
 
 /// What one planned step holds: (first token of the prompt, rows) in order of rows.
@@ -42,7 +53,13 @@ impl Bench {
             kv,
             pulse: Arc::new(Pulse::new(Duration::ZERO, blocks, 10_000, places(config))),
             max_loras: config.max_loras,
+            shared: config.prefix_caching,
         }
+    }
+
+    /// One that computes equal beginnings once.
+    fn sharing(blocks: usize) -> Self {
+        Self::new(&EngineConfig { prefix_caching: true, ..config(8, 24) }, blocks)
     }
 
     /// A prompt of `len` tokens that are all `token`, answered by `wanted` tokens.
@@ -69,7 +86,8 @@ impl Bench {
             events,
         };
         change(&mut job);
-        self.scheduler.push(Sequence::new(job, self.pulse.seat().expect("a long queue")));
+        let seat = self.pulse.seat().expect("a long queue");
+        self.scheduler.push(Sequence::new(job, seat, self.shared.then_some(self.kv.block_tokens)));
         Asked { events: receiver, cancel, wanted }
     }
 
@@ -79,8 +97,9 @@ impl Bench {
         let Scheduler { running, pool, places, max_rows, .. } = &self.scheduler;
         assert!(running.len() <= *places);
         let held: Vec<u32> = running.iter().flat_map(|sequence| sequence.blocks.iter().copied()).collect();
-        assert_eq!(held.iter().collect::<HashSet<_>>().len(), held.len(), "two sequences hold one block");
-        assert_eq!(held.len(), pool.used(), "a block is held by nobody");
+        let distinct: HashSet<u32> = held.iter().copied().collect();
+        assert!(self.shared || distinct.len() == held.len(), "two sequences hold one block");
+        assert_eq!(distinct.len(), pool.used(), "a block is held by nobody");
         assert_eq!(planned, self.scheduler.has_work(), "where there is work, somebody can go on");
         let (batch, turns) = (&self.step.batch, &self.step.turns);
         assert_eq!(batch.check(&shape(), self.kv), Ok(()));
@@ -97,6 +116,11 @@ impl Bench {
             let version = running[turn.index].version();
             let listed = batch.adapters.iter().find(|adapter| adapter.rows.contains(&rows.first_row));
             assert_eq!(listed.map(|adapter| adapter.weights.version()), version, "rows run under another adapter");
+            let positions = &batch.positions[rows.first_row as usize..(rows.first_row + rows.rows) as usize];
+            for block in positions.iter().map(|&position| rows.blocks[position as usize / self.kv.block_tokens]) {
+                let holders = held.iter().filter(|&&other| other == block).count();
+                assert_eq!(holders, 1, "a row is written into a block that others read");
+            }
         }
         planned
     }
@@ -145,12 +169,20 @@ impl Asked {
         while let Ok(event) = self.events.try_recv() {
             assert!(last.is_none(), "{event:?} after the last event");
             match event {
-                Event::Started { .. } => assert_eq!(tokens, 0),
+                Event::Started { .. } => assert_eq!(tokens, 0, "the start is told first"),
                 Event::Token { .. } => tokens += 1,
                 Event::Finished(_) | Event::Hidden(_) | Event::Failed(_) => last = Some(event),
             }
         }
         (tokens, last)
+    }
+
+    /// The prompt tokens that were found computed, once that is told.
+    fn cached(&mut self) -> Option<usize> {
+        match self.events.try_recv().ok()? {
+            Event::Started { cached_tokens, .. } => Some(cached_tokens),
+            other => panic!("{other:?} before the start"),
+        }
     }
 
     fn got_all(self) -> bool {
@@ -234,11 +266,39 @@ fn a_prompt_that_came_first_goes_on_whatever_comes_later() {
 }
 
 #[test]
-fn shares_never_exceed_what_is_left_nor_what_is_wanted() {
-    assert_eq!(share(0, vec![(0, 5)]), []);
-    assert_eq!(share(1, vec![(0, 5), (1, 5)]), [(0, 1)]);
-    assert_eq!(share(9, vec![(0, 5), (1, 3)]), [(0, 5), (1, 3)]);
-    assert_eq!(share(10, vec![(0, 100), (1, 50), (2, 2)]), [(0, 5), (2, 2), (1, 3)]);
+fn a_burst_on_one_adapter_does_not_hold_up_anothers_prompt() {
+    let mut bench = Bench::new(&config(64, 16), 512);
+    let burst: Vec<_> =
+        (0..20).map(|_| bench.push_as(1, 30, generate(1), |job| job.adapter = Some(adapter(1)))).collect();
+    bench.step();
+    let other = bench.push_as(2, 16, generate(1), |job| job.adapter = Some(adapter(2)));
+    bench.step();
+    bench.step();
+    assert!(other.got_all(), "half of the rows are its own");
+    bench.finish(99);
+    assert!(burst.into_iter().all(Asked::got_all));
+}
+
+#[test]
+fn a_lane_without_a_place_gets_one_from_the_lane_that_has_most() {
+    let mut bench = Bench::new(&config(3, 16), 64);
+    let tuned =
+        |bench: &mut Bench, token, lora| bench.push_as(token, 2, generate(20), |job| job.adapter = Some(adapter(lora)));
+    let burst: Vec<_> = (1..6).map(|token| tuned(&mut bench, token, 1)).collect();
+    bench.step();
+    let other = tuned(&mut bench, 10, 2);
+    let third = tuned(&mut bench, 20, 3);
+    let step = |bench: &mut Bench| {
+        let mut rows = bench.step().expect("a step");
+        rows.sort_unstable();
+        rows
+    };
+    assert_eq!(step(&mut bench), [(1, 1), (10, 2), (20, 2)], "the last two of the burst make way");
+    let fourth = tuned(&mut bench, 30, 4);
+    assert_eq!(step(&mut bench), [(1, 1), (10, 1), (20, 1)], "nobody has more than one any more");
+    let order = Bench::order(&bench.finish(99)).into_iter().filter(|token| ![1, 10, 20].contains(token));
+    assert_eq!(order.collect::<Vec<_>>(), [2, 3, 4, 30, 5], "those that made way return before anybody new");
+    assert!([other, third, fourth].into_iter().chain(burst).all(Asked::got_all));
 }
 
 #[test]
@@ -404,9 +464,10 @@ proptest! {
     /// back.
     #[test]
     fn whatever_comes_and_goes_everybody_ends_and_no_block_is_lost(
-        ops in ops(), places in 1..6usize, rows in 1..24usize, blocks in 15..40usize, loras in 1..4usize,
+        ops in ops(), places in 1..6usize, rows in 1..24usize, blocks in 15..40usize, loras in 1..4usize, shared: bool,
     ) {
-        let mut bench = Bench::new(&EngineConfig { max_loras: loras, ..config(places, rows) }, blocks);
+        let settings = EngineConfig { max_loras: loras, prefix_caching: shared, ..config(places, rows) };
+        let mut bench = Bench::new(&settings, blocks);
         let (mut asked, mut failed) = (Vec::new(), 0);
         for op in ops {
             match op {

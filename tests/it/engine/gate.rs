@@ -267,6 +267,8 @@ pub struct Reader {
 #[derive(Debug)]
 pub struct Answer {
     pub started: bool,
+    /// Of the prompt; from the start.
+    pub cached_tokens: usize,
     pub scores: Vec<TokenScore>,
     /// `None` if the channel closed without a last event.
     pub last: Option<Event>,
@@ -286,13 +288,13 @@ impl Reader {
 
     /// Reads to the end, and checks the order of events.
     pub fn answer(mut self) -> Answer {
-        let mut answer = Answer { started: false, scores: Vec::new(), last: None };
+        let mut answer = Answer { started: false, cached_tokens: 0, scores: Vec::new(), last: None };
         while let Some(event) = self.next() {
             assert!(answer.last.is_none(), "{event:?} came after the last event");
             match event {
-                Event::Started { .. } => {
+                Event::Started { cached_tokens, .. } => {
                     assert!(!answer.started && answer.scores.is_empty(), "a job starts once, and first");
-                    answer.started = true;
+                    (answer.started, answer.cached_tokens) = (true, cached_tokens);
                 }
                 Event::Token { score, .. } => {
                     assert!(answer.started, "a token came before the start");
