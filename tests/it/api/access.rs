@@ -181,3 +181,25 @@ async fn only_an_admin_runs_a_record_again() {
     assert_eq!(replayed.status, 200, "{}", replayed.text());
     assert_eq!(replayed.json()["choices"][0]["identical"], true, "{}", replayed.text());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_is_read_once_for_each_version_and_key() {
+    let server = keyed().await;
+    let words = ["rain"; 40].join(" ");
+    let cached = async |key: &str, model: &str, more: Value| {
+        let answer = server.send(Request::post(CHAT, &chat_body(model, &words, more)).key(key)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached("root", "rslora", json!({})).await, 0);
+    let again = cached("root", "rslora", json!({})).await;
+    assert!(again >= 32, "whole blocks of the same beginning: {again}");
+    assert_eq!(cached("root", BASE, json!({})).await, 0, "another version");
+    assert_eq!(cached("shop", "rslora", json!({})).await, 0, "another key");
+    assert_eq!(cached("root", "rslora", json!({"cache_salt": "a"})).await, 0, "another salt");
+    assert_eq!(cached("root", "rslora", json!({"cache_salt": "a"})).await, again);
+    let answer = server.send(Request::get("/metrics").key("root")).await;
+    let metrics = answer.text();
+    let hits = format!("tunegate_prefix_cache_hit_tokens_total {}", 2 * again);
+    assert!(metrics.contains(&hits) && metrics.contains("vllm:prefix_cache_hits_total{"), "{metrics}");
+}
