@@ -145,12 +145,16 @@ fn q5_1(block: &[u8], y: &mut [f32]) {
 }
 
 /// The six-bit scale and min of sub-block `j` of 8, packed into 12 bytes.
-fn scale_min(packed: &[u8], j: usize) -> (f32, f32) {
-    let (scale, min) = if j < 4 {
+pub(super) fn scale_min(packed: &[u8], j: usize) -> (u8, u8) {
+    if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {
         (packed[j + 4] & 15 | (packed[j - 4] >> 6) << 4, packed[j + 4] >> 4 | (packed[j] >> 6) << 4)
-    };
+    }
+}
+
+fn scale_min_f32(packed: &[u8], j: usize) -> (f32, f32) {
+    let (scale, min) = scale_min(packed, j);
     (f32::from(scale), f32::from(min))
 }
 
@@ -159,8 +163,8 @@ fn q4_k(block: &[u8], y: &mut [f32]) {
     let (scale, min_scale) = (half_at(block, 0), half_at(block, 2));
     let (scales, nibbles) = (&block[4..16], &block[16..]);
     for (j, (y, q)) in y.chunks_exact_mut(64).zip(nibbles.chunks_exact(32)).enumerate() {
-        let (s0, m0) = scale_min(scales, 2 * j);
-        let (s1, m1) = scale_min(scales, 2 * j + 1);
+        let (s0, m0) = scale_min_f32(scales, 2 * j);
+        let (s1, m1) = scale_min_f32(scales, 2 * j + 1);
         let (s0, m0, s1, m1) = (scale * s0, min_scale * m0, scale * s1, min_scale * m1);
         for (i, &q) in q.iter().enumerate() {
             y[i] = s0 * f32::from(q & 15) - m0;
@@ -174,8 +178,8 @@ fn q5_k(block: &[u8], y: &mut [f32]) {
     let (scale, min_scale) = (half_at(block, 0), half_at(block, 2));
     let (scales, high, nibbles) = (&block[4..16], &block[16..48], &block[48..]);
     for (j, (y, q)) in y.chunks_exact_mut(64).zip(nibbles.chunks_exact(32)).enumerate() {
-        let (s0, m0) = scale_min(scales, 2 * j);
-        let (s1, m1) = scale_min(scales, 2 * j + 1);
+        let (s0, m0) = scale_min_f32(scales, 2 * j);
+        let (s1, m1) = scale_min_f32(scales, 2 * j + 1);
         let (s0, m0, s1, m1) = (scale * s0, min_scale * m0, scale * s1, min_scale * m1);
         for (i, (&q, &high)) in q.iter().zip(high).enumerate() {
             y[i] = s0 * f32::from(q & 15 | (high >> (2 * j) & 1) << 4) - m0;

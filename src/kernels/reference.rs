@@ -1,6 +1,10 @@
 //! The plain versions, written to be read; every test compares with these.
 
-use super::sample::Draw;
+use super::{
+    pack::{BLOCK, PANEL, Packed},
+    quantize::{QuantizedRow, QuantizedRows},
+    sample::Draw,
+};
 
 /// Log-probabilities of `[vocab]` logits.
 pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
@@ -46,4 +50,61 @@ pub fn pick(draw: &Draw, logits: &[f32]) -> Option<u32> {
         cumulative > draw.u * mass
     });
     drawn.or(order.last()).copied()
+}
+
+/// [`super::quantize::quantize_row`], whose sizes have been checked.
+pub(super) fn quantize_row(x: &[f32], to: QuantizedRow<'_>) {
+    let blocks = x.chunks_exact(BLOCK).zip(to.q.chunks_exact_mut(BLOCK));
+    for ((x, q), (scale, sum)) in blocks.zip(to.scales.iter_mut().zip(to.sums)) {
+        // By bits, NaN is the largest of all.
+        let largest = f32::from_bits(x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0));
+        *scale = largest / 127.0;
+        let inverse = if *scale >= f32::MIN_POSITIVE { 1.0 / *scale } else { 0.0 };
+        q.iter_mut().zip(x).for_each(|(q, x)| *q = (x * inverse).round_ties_even() as i8);
+        *sum = *scale * q.iter().map(|&q| i32::from(q)).sum::<i32>() as f32;
+    }
+}
+
+/// [`super::quantize::norm_row`], whose sizes have been checked.
+pub(super) fn norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    let inverse = 1.0 / (mean + eps).sqrt();
+    out.iter_mut().zip(x.iter().zip(weight)).for_each(|(out, (x, weight))| *out = x * inverse * weight);
+}
+
+/// [`super::matmul::panel_int8`], whose sizes have been checked.
+pub(super) fn panel_int8(weights: &Packed, panel: usize, x: &QuantizedRows<'_>, tile: &mut [f32]) {
+    tile.fill(0.0);
+    let blocks = x.inputs / BLOCK;
+    for index in 0..blocks {
+        for place in 0..PANEL {
+            let Some(w) = weights.integers(panel, index, place) else { return };
+            for (row, tile) in tile.chunks_exact_mut(PANEL).enumerate() {
+                let q = &x.q[row * x.inputs + index * BLOCK..][..BLOCK];
+                let dot = |half: usize| -> f32 {
+                    let pairs = q[half..half + 16].iter().zip(&w.integers[half..half + 16]);
+                    pairs.map(|(&q, &w)| i32::from(q) * i32::from(w)).sum::<i32>() as f32
+                };
+                let at = row * blocks + index;
+                let products = w.scales[0] * dot(0) + w.scales[1] * dot(16);
+                tile[place] += products * x.scales[at] + w.min * x.sums[at];
+            }
+        }
+    }
+}
+
+/// [`super::matmul::panel_f32`], whose sizes have been checked.
+pub(super) fn panel_f32(weights: &Packed, panel: usize, x: &[f32], tile: &mut [f32]) {
+    tile.fill(0.0);
+    let mut decoded = [[0.0; PANEL]; BLOCK];
+    for index in 0..weights.inputs().div_ceil(BLOCK) {
+        let first = index * BLOCK;
+        let decoded = &mut decoded[..BLOCK.min(weights.inputs() - first)];
+        weights.decode(panel, index, decoded);
+        for (row, tile) in tile.chunks_exact_mut(PANEL).enumerate() {
+            for (x, weights) in x[row * weights.inputs() + first..].iter().zip(&*decoded) {
+                tile.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += x * weight);
+            }
+        }
+    }
 }

@@ -1,0 +1,94 @@
+//! Activations for the kernels: int8 for each 32 values of a row, alone or behind an RMS norm.
+
+use super::{
+    isa::{Isa, Level},
+    pack::BLOCK,
+    reference,
+};
+
+/// Quantized rows: a value is `scales[block] · q`, and `sums[block]` is the sum of a block's values.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizedRows<'a> {
+    pub inputs: usize,
+    /// `[rows, inputs]`, from -127 to 127.
+    pub q: &'a [i8],
+    /// `[rows, inputs / 32]`
+    pub scales: &'a [f32],
+    /// `[rows, inputs / 32]`
+    pub sums: &'a [f32],
+}
+
+impl QuantizedRows<'_> {
+    /// How many rows there are.
+    ///
+    /// # Panics
+    /// If the slices disagree about it.
+    pub fn rows(&self) -> usize {
+        let blocks = self.inputs / BLOCK;
+        assert!(self.inputs.is_multiple_of(BLOCK) && blocks > 0, "{} inputs are no whole blocks", self.inputs);
+        let rows = self.q.len() / self.inputs;
+        assert_eq!(
+            (self.q.len(), self.scales.len(), self.sums.len()),
+            (rows * self.inputs, rows * blocks, rows * blocks),
+            "quantized rows of {} inputs",
+            self.inputs
+        );
+        rows
+    }
+}
+
+/// Where one quantized row goes.
+#[derive(Debug)]
+pub struct QuantizedRow<'a> {
+    /// `[inputs]`
+    pub q: &'a mut [i8],
+    /// `[inputs / 32]`
+    pub scales: &'a mut [f32],
+    /// `[inputs / 32]`
+    pub sums: &'a mut [f32],
+}
+
+impl QuantizedRow<'_> {
+    fn check(&self, inputs: usize) {
+        assert!(inputs.is_multiple_of(BLOCK), "{inputs} inputs are no whole blocks");
+        let blocks = inputs / BLOCK;
+        assert_eq!((self.q.len(), self.scales.len(), self.sums.len()), (inputs, blocks, blocks), "a quantized row");
+    }
+}
+
+/// Quantizes the row `x` (`[inputs]`, whole blocks): the largest of a block becomes ±127, the rest is rounded to even.
+///
+/// A block whose largest value is below about 1.5e-36 becomes zero. One with a value that is not finite gets a scale that
+/// is not finite, so that no product hides it.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn quantize_row(isa: Isa, x: &[f32], to: QuantizedRow<'_>) {
+    to.check(x.len());
+    match isa.0 {
+        Level::Plain => reference::quantize_row(x, to),
+    }
+}
+
+/// RMS norm: `out = x / √(mean(x²) + eps) · weight`, all `[inputs]`.
+///
+/// # Panics
+/// If the sizes differ.
+pub fn norm_row(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert_eq!((weight.len(), out.len()), (x.len(), x.len()), "a normed row");
+    match isa.0 {
+        Level::Plain => reference::norm_row(x, weight, eps, out),
+    }
+}
+
+/// [`norm_row`], then [`quantize_row`] of what it gave.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn norm_quantize_row(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], to: QuantizedRow<'_>) {
+    norm_row(isa, x, weight, eps, out);
+    quantize_row(isa, out, to);
+}
+
+#[cfg(test)]
+mod tests;
