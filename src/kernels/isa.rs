@@ -8,6 +8,9 @@ pub struct Isa(pub(super) Level);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Level {
     Plain,
+    /// AVX2, FMA and F16C. Whoever makes this value has seen that the machine has all three.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
 }
 
 impl Isa {
@@ -16,6 +19,10 @@ impl Isa {
 
     /// The fastest that the machine has.
     pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            return Self(Level::Avx2);
+        }
         Self::PLAIN
     }
 
@@ -23,6 +30,8 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Plain => "plain",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
         }
     }
 }

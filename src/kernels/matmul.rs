@@ -4,6 +4,8 @@
 //! of input, whatever the number of rows or the register tile that it fell in. So the caller may share panels and rows out
 //! among threads as it likes.
 
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use super::{
     isa::{Isa, Level},
     pack::{PANEL, Packed},
@@ -24,6 +26,9 @@ pub fn panel_int8(isa: Isa, weights: &Packed, panel: usize, x: &QuantizedRows<'_
     assert_eq!(tile.len(), x.rows() * PANEL, "a tile of {} rows", x.rows());
     match isa.0 {
         Level::Plain => reference::panel_int8(weights, panel, x, tile),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level says what the machine has; the sizes were checked.
+        Level::Avx2 => unsafe { x86::int8::panel(weights, panel, x, tile) },
     }
 }
 
@@ -37,6 +42,9 @@ pub fn panel_f32(isa: Isa, weights: &Packed, panel: usize, x: &[f32], tile: &mut
     assert_eq!((tile.len(), x.len()), (rows * PANEL, rows * weights.inputs()), "a tile and its rows");
     match isa.0 {
         Level::Plain => reference::panel_f32(weights, panel, x, tile),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level says what the machine has; the sizes were checked.
+        Level::Avx2 => unsafe { x86::float::panel(weights, panel, x, tile) },
     }
 }
 

@@ -9,3 +9,5 @@ pub mod priority;
 pub mod quantize;
 pub mod reference;
 pub mod sample;
+#[cfg(target_arch = "x86_64")]
+mod x86;

@@ -1,5 +1,7 @@
 //! Activations for the kernels: int8 for each 32 values of a row, alone or behind an RMS norm.
 
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 use super::{
     isa::{Isa, Level},
     pack::BLOCK,
@@ -67,6 +69,9 @@ pub fn quantize_row(isa: Isa, x: &[f32], to: QuantizedRow<'_>) {
     to.check(x.len());
     match isa.0 {
         Level::Plain => reference::quantize_row(x, to),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level says what the machine has; the sizes were checked.
+        Level::Avx2 => unsafe { x86::quantize::row(x, to) },
     }
 }
 
@@ -78,6 +83,9 @@ pub fn norm_row(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) 
     assert_eq!((weight.len(), out.len()), (x.len(), x.len()), "a normed row");
     match isa.0 {
         Level::Plain => reference::norm_row(x, weight, eps, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level says what the machine has; the sizes were checked.
+        Level::Avx2 => unsafe { x86::quantize::norm_row(x, weight, eps, out) },
     }
 }
 
