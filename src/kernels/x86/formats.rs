@@ -33,17 +33,18 @@ pub(super) trait Format {
     unsafe fn head(unit: *const u8) -> Self::Head;
 
     /// The factors that the `i16` sums of run `run` meet when they are widened, for each output in both halves of its lane.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn widening(_block: *const u8, _run: usize) -> [__m256i; 2] {
-        // SAFETY: as the trait demands.
-        unsafe { [_mm256_set1_epi16(1); 2] }
+        [_mm256_set1_epi16(1); 2]
     }
 
     /// The scales that are left after [`widening`](Self::widening).
     unsafe fn scales(head: Self::Head, block: *const u8) -> [__m256; 2];
 
     /// The whole scales of one half of a block.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn whole_scales(head: Self::Head, block: *const u8, _half: usize) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { Self::scales(head, block) }
@@ -71,14 +72,16 @@ const fn layout(encoding: Encoding) -> Layout {
 }
 
 /// 16 × f16.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn halves(at: *const u8) -> [__m256; 2] {
     // SAFETY: the caller has 32 bytes there.
     unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(at.cast())), _mm256_cvtph_ps(_mm_loadu_si128(at.add(16).cast()))] }
 }
 
 /// 16 × u8.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn bytes(at: *const u8) -> [__m256; 2] {
     // SAFETY: the caller has 16 bytes there.
     unsafe {
@@ -88,7 +91,8 @@ unsafe fn bytes(at: *const u8) -> [__m256; 2] {
 }
 
 /// 16 × i8 as `i32`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn signed_bytes(at: *const u8) -> [__m256i; 2] {
     // SAFETY: the caller has 16 bytes there.
     unsafe {
@@ -97,20 +101,21 @@ unsafe fn signed_bytes(at: *const u8) -> [__m256i; 2] {
     }
 }
 
-#[inline(always)]
-unsafe fn product(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
-    // SAFETY: registers only.
-    unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn product(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+    [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
 }
 
-#[inline(always)]
-unsafe fn negative(of: [__m256; 2]) -> [__m256; 2] {
-    // SAFETY: registers only.
-    unsafe { [_mm256_xor_ps(of[0], _mm256_set1_ps(-0.0)), _mm256_xor_ps(of[1], _mm256_set1_ps(-0.0))] }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn negative(of: [__m256; 2]) -> [__m256; 2] {
+    of.map(|of| _mm256_xor_ps(of, _mm256_set1_ps(-0.0)))
 }
 
 /// The low and the high nibbles of group `group`, whose bytes begin at `body`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn nibbles(body: *const u8, group: usize) -> [__m256i; 2] {
     // SAFETY: the caller has a block's body there, of 8 times 32 bytes.
     unsafe {
@@ -121,25 +126,24 @@ unsafe fn nibbles(body: *const u8, group: usize) -> [__m256i; 2] {
 }
 
 /// `bits << 4 - at` or `bits >> at - 4`: what is at bit `at` of each byte comes to bit 4. Other bits are left as they fall.
-#[inline(always)]
-unsafe fn to_bit_4(bits: __m256i, at: usize) -> __m256i {
-    // SAFETY: registers only.
-    unsafe {
-        match at {
-            0 => _mm256_slli_epi16::<4>(bits),
-            1 => _mm256_slli_epi16::<3>(bits),
-            2 => _mm256_slli_epi16::<2>(bits),
-            3 => _mm256_slli_epi16::<1>(bits),
-            4 => bits,
-            5 => _mm256_srli_epi16::<1>(bits),
-            6 => _mm256_srli_epi16::<2>(bits),
-            _ => _mm256_srli_epi16::<3>(bits),
-        }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn to_bit_4(bits: __m256i, at: usize) -> __m256i {
+    match at {
+        0 => _mm256_slli_epi16::<4>(bits),
+        1 => _mm256_slli_epi16::<3>(bits),
+        2 => _mm256_slli_epi16::<2>(bits),
+        3 => _mm256_slli_epi16::<1>(bits),
+        4 => bits,
+        5 => _mm256_srli_epi16::<1>(bits),
+        6 => _mm256_srli_epi16::<2>(bits),
+        _ => _mm256_srli_epi16::<3>(bits),
     }
 }
 
 /// Nibbles with the bits above them: those under `mask` once they begin at bit 4.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn joined(nibbles: [__m256i; 2], high: *const u8, at: usize, mask: i8) -> [__m256i; 2] {
     // SAFETY: the caller has 64 bytes of high bits there.
     unsafe {
@@ -161,22 +165,25 @@ impl Format for Q8_0 {
     const RUN: usize = 1;
     type Head = ();
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn head(_: *const u8) {}
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn scales((): (), block: *const u8) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { halves(block) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn mins((): (), _: *const u8) -> [__m256; 2] {
-        // SAFETY: as the trait demands.
-        unsafe { [_mm256_set1_ps(-0.0); 2] }
+        [_mm256_set1_ps(-0.0); 2]
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn integers(block: *const u8, group: usize) -> [__m256i; 2] {
         // SAFETY: as the trait demands.
         unsafe {
@@ -194,22 +201,26 @@ impl<const MIN: bool> Format for Q4<MIN> {
     const RUN: usize = 8;
     type Head = ();
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn head(_: *const u8) {}
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn scales((): (), block: *const u8) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { halves(block) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn mins((): (), block: *const u8) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { halves(block.add(2 * PANEL)) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn integers(block: *const u8, group: usize) -> [__m256i; 2] {
         // SAFETY: as the trait demands.
         unsafe { nibbles(block.add(Self::LAYOUT.scales), group) }
@@ -224,22 +235,26 @@ impl<const MIN: bool> Format for Q5<MIN> {
     const RUN: usize = 4;
     type Head = ();
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn head(_: *const u8) {}
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn scales((): (), block: *const u8) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { halves(block) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn mins((): (), block: *const u8) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { halves(block.add(2 * PANEL)) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn integers(block: *const u8, group: usize) -> [__m256i; 2] {
         // SAFETY: as the trait demands.
         unsafe {
@@ -257,7 +272,8 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn read(unit: *const u8) -> Self {
         // SAFETY: the caller has a head of 64 bytes there.
         unsafe { Self { scales: halves(unit), mins: halves(unit.add(2 * PANEL)) } }
@@ -272,25 +288,29 @@ impl Format for Q4K {
     const RUN: usize = 8;
     type Head = Pair;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn head(unit: *const u8) -> Pair {
         // SAFETY: as the trait demands.
         unsafe { Pair::read(unit) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn scales(head: Pair, block: *const u8) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { product(head.scales, bytes(block)) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn mins(head: Pair, block: *const u8) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { negative(product(head.mins, bytes(block.add(PANEL)))) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn integers(block: *const u8, group: usize) -> [__m256i; 2] {
         // SAFETY: as the trait demands.
         unsafe { nibbles(block.add(Self::LAYOUT.scales), group) }
@@ -305,25 +325,29 @@ impl Format for Q5K {
     const RUN: usize = 4;
     type Head = Pair;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn head(unit: *const u8) -> Pair {
         // SAFETY: as the trait demands.
         unsafe { Pair::read(unit) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn scales(head: Pair, block: *const u8) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { product(head.scales, bytes(block)) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn mins(head: Pair, block: *const u8) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { negative(product(head.mins, bytes(block.add(PANEL)))) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn integers(block: *const u8, group: usize) -> [__m256i; 2] {
         // SAFETY: as the trait demands.
         unsafe {
@@ -343,13 +367,15 @@ impl Format for Q6K {
     const RUN: usize = 4;
     type Head = [__m256; 2];
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn head(unit: *const u8) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe { halves(unit) }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn widening(block: *const u8, run: usize) -> [__m256i; 2] {
         // SAFETY: as the trait demands.
         unsafe {
@@ -361,12 +387,14 @@ impl Format for Q6K {
         }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn scales(head: [__m256; 2], _: *const u8) -> [__m256; 2] {
         head
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn whole_scales(head: [__m256; 2], block: *const u8, half: usize) -> [__m256; 2] {
         // SAFETY: as the trait demands.
         unsafe {
@@ -375,13 +403,14 @@ impl Format for Q6K {
         }
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn mins(_: [__m256; 2], _: *const u8) -> [__m256; 2] {
-        // SAFETY: as the trait demands.
-        unsafe { [_mm256_set1_ps(-0.0); 2] }
+        [_mm256_set1_ps(-0.0); 2]
     }
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn integers(block: *const u8, group: usize) -> [__m256i; 2] {
         // SAFETY: as the trait demands.
         unsafe {

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{
+    CHUNK_BYTES, Fetch,
     formats::{Format, GROUPS, Q4, Q4K, Q5, Q5K, Q6K, Q8_0},
     share,
 };
@@ -37,59 +38,79 @@ pub unsafe fn panel(weights: &Packed, panel: usize, x: &QuantizedRows<'_>, tile:
 /// # Safety
 /// As of [`panel`]; `bytes` are a panel of the format.
 unsafe fn all_rows<F: Format>(bytes: &[u8], x: &QuantizedRows<'_>, tile: &mut [f32]) {
-    share(tile.len() / PANEL, F::ROWS, |first, count| {
-        let blocks = x.inputs / BLOCK;
-        let x = QuantizedRows {
-            inputs: x.inputs,
-            q: &x.q[first * x.inputs..(first + count) * x.inputs],
-            scales: &x.scales[first * blocks..(first + count) * blocks],
-            sums: &x.sums[first * blocks..(first + count) * blocks],
-        };
-        let tile = &mut tile[first * PANEL..(first + count) * PANEL];
-        // SAFETY: as demanded of the caller; `x` and `tile` have as many rows as the constant says.
-        unsafe {
-            match count {
-                1 => some_rows::<F, 1>(bytes, x, tile),
-                2 => some_rows::<F, 2>(bytes, x, tile),
-                3 => some_rows::<F, 3>(bytes, x, tile),
-                4 => some_rows::<F, 4>(bytes, x, tile),
-                _ => unreachable!("no format has larger tiles"),
+    let (rows, units) = (tile.len() / PANEL, (CHUNK_BYTES / F::LAYOUT.unit()).max(1));
+    let (blocks, distance) = (x.inputs / BLOCK, units * F::LAYOUT.unit());
+    tile.fill(0.0);
+    for (chunk, bytes) in bytes.chunks(distance).enumerate() {
+        let first_block = chunk * units * F::LAYOUT.blocks;
+        share(rows, F::ROWS, |pass, first, count| {
+            let rows = Rows {
+                q: &x.q[first * x.inputs..(first + count) * x.inputs],
+                scales: &x.scales[first * blocks..(first + count) * blocks],
+                sums: &x.sums[first * blocks..(first + count) * blocks],
+                blocks,
+                first_block,
+            };
+            let fetch = Fetch { distance, pass, passes: tile.len().div_ceil(PANEL * F::ROWS) };
+            let tile = &mut tile[first * PANEL..(first + count) * PANEL];
+            // SAFETY: as demanded of the caller; the rows and `tile` are as many as the constant says.
+            unsafe {
+                match count {
+                    1 => some_rows::<F, 1>(bytes, rows, fetch, tile),
+                    2 => some_rows::<F, 2>(bytes, rows, fetch, tile),
+                    3 => some_rows::<F, 3>(bytes, rows, fetch, tile),
+                    _ => some_rows::<F, 4>(bytes, rows, fetch, tile),
+                }
             }
-        }
-    });
+        });
+    }
 }
 
+/// The rows of a register tile.
+struct Rows<'a> {
+    q: &'a [i8],
+    scales: &'a [f32],
+    sums: &'a [f32],
+    /// In a row.
+    blocks: usize,
+    /// Where the chunk begins.
+    first_block: usize,
+}
+
+/// Adds the products of some units with `R` rows to `tile`.
+///
 /// # Safety
-/// As of [`all_rows`], for exactly `R` rows.
+/// As of [`all_rows`]; `bytes` are units of a panel, and `x` and `tile` are `R` rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn some_rows<F: Format, const R: usize>(bytes: &[u8], x: QuantizedRows<'_>, tile: &mut [f32]) {
-    let blocks = x.inputs / BLOCK;
-    let (q, scales, sums) = (x.q.as_ptr(), x.scales.as_ptr(), x.sums.as_ptr());
-    // SAFETY: `bytes` are `blocks` blocks in whole units, and every offset below is of a part that the layout has or of
-    // one of `R` rows.
-    unsafe {
-        let mut totals = [[_mm256_setzero_ps(); 2]; R];
-        let mut index = 0;
-        for unit in bytes.chunks_exact(F::LAYOUT.unit()) {
+unsafe fn some_rows<F: Format, const R: usize>(bytes: &[u8], x: Rows<'_>, fetch: Fetch, tile: &mut [f32]) {
+    let mut totals = [[_mm256_setzero_ps(); 2]; R];
+    for (total, tile) in totals.iter_mut().zip(tile.chunks_exact(PANEL)) {
+        // SAFETY: 16 floats are read where 16 are.
+        *total = unsafe { [_mm256_loadu_ps(tile.as_ptr()), _mm256_loadu_ps(tile.as_ptr().add(8))] };
+    }
+    let mut index = x.first_block;
+    for unit in bytes.chunks_exact(F::LAYOUT.unit()) {
+        // SAFETY: `unit` is a unit of the format, in which `block` is each of its blocks; `index` counts them over the
+        // panel, which has as many as each of the `R` rows.
+        unsafe {
             let head = F::head(unit.as_ptr());
             for block in 0..F::LAYOUT.blocks {
                 let block = unit.as_ptr().add(F::LAYOUT.head + block * F::LAYOUT.block());
-                let dots = dots::<F, R>(block, q.add(index * BLOCK), x.inputs);
-                let of_weights = F::scales(head, block);
+                fetch.ahead(block, F::LAYOUT.block());
+                let dots = dots::<F, R>(block, x.q.as_ptr().add(index * BLOCK), x.blocks * BLOCK);
+                let weights = F::scales(head, block);
                 let mins = if F::MINS {
                     F::mins(head, block)
                 } else {
-                    let offset = _mm256_set1_ps(-f32::from(F::OFFSET));
-                    [_mm256_mul_ps(of_weights[0], offset), _mm256_mul_ps(of_weights[1], offset)]
+                    weights.map(|scale| _mm256_mul_ps(scale, _mm256_set1_ps(-f32::from(F::OFFSET))))
                 };
                 for row in 0..R {
-                    let scale = _mm256_set1_ps(*scales.add(row * blocks + index));
+                    let scale = _mm256_set1_ps(*x.scales.as_ptr().add(row * x.blocks + index));
+                    let sum = _mm256_set1_ps(*x.sums.as_ptr().add(row * x.blocks + index));
                     for half in 0..2 {
-                        let scale = _mm256_mul_ps(of_weights[half], scale);
-                        totals[row][half] =
-                            _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[row][half]), scale, totals[row][half]);
+                        let (dot, scale) = (_mm256_cvtepi32_ps(dots[row][half]), _mm256_mul_ps(weights[half], scale));
+                        totals[row][half] = _mm256_fmadd_ps(dot, scale, totals[row][half]);
                         if !F::SIGNED {
-                            let sum = _mm256_set1_ps(*sums.add(row * blocks + index));
                             totals[row][half] = _mm256_fmadd_ps(mins[half], sum, totals[row][half]);
                         }
                     }
@@ -97,7 +118,10 @@ unsafe fn some_rows<F: Format, const R: usize>(bytes: &[u8], x: QuantizedRows<'_
                 index += 1;
             }
         }
-        for (total, tile) in totals.iter().zip(tile.chunks_exact_mut(PANEL)) {
+    }
+    for (total, tile) in totals.iter().zip(tile.chunks_exact_mut(PANEL)) {
+        // SAFETY: 16 floats are written where 16 are.
+        unsafe {
             _mm256_storeu_ps(tile.as_mut_ptr(), total[0]);
             _mm256_storeu_ps(tile.as_mut_ptr().add(8), total[1]);
         }
@@ -108,39 +132,56 @@ unsafe fn some_rows<F: Format, const R: usize>(bytes: &[u8], x: QuantizedRows<'_
 ///
 /// # Safety
 /// `block` is one of the format's, `q` has 32 values in each row; the machine has AVX2.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn dots<F: Format, const R: usize>(block: *const u8, q: *const i8, stride: usize) -> [[__m256i; 2]; R] {
-    // SAFETY: as demanded of the caller.
-    unsafe {
-        let mut dots = [[_mm256_setzero_si256(); 2]; R];
-        for run in 0..GROUPS / F::RUN {
-            let mut narrow = [[_mm256_setzero_si256(); 2]; R];
-            for group in run * F::RUN..(run + 1) * F::RUN {
-                let mut weights = F::integers(block, group);
-                if F::SIGNED && F::OFFSET != 0 {
-                    let offset = _mm256_set1_epi8(F::OFFSET);
-                    weights = [_mm256_sub_epi8(weights[0], offset), _mm256_sub_epi8(weights[1], offset)];
-                }
-                for (row, narrow) in narrow.iter_mut().enumerate() {
-                    let four = _mm256_set1_epi32(q.add(row * stride + 4 * group).cast::<i32>().read_unaligned());
-                    for half in 0..2 {
-                        // Signs move over to the activations, which are never -128; as unsigned, a weight's 128 is right.
-                        let products = if F::SIGNED {
-                            _mm256_maddubs_epi16(_mm256_abs_epi8(weights[half]), _mm256_sign_epi8(four, weights[half]))
-                        } else {
-                            _mm256_maddubs_epi16(weights[half], four)
-                        };
-                        narrow[half] = _mm256_add_epi16(narrow[half], products);
+    let mut dots = [[_mm256_setzero_si256(); 2]; R];
+    for run in 0..GROUPS / F::RUN {
+        let mut narrow = [[_mm256_setzero_si256(); 2]; R];
+        for group in run * F::RUN..(run + 1) * F::RUN {
+            // SAFETY: as demanded of the caller.
+            let mut weights = unsafe { F::integers(block, group) };
+            if F::SIGNED && F::OFFSET != 0 {
+                weights = weights.map(|w| _mm256_sub_epi8(w, _mm256_set1_epi8(F::OFFSET)));
+            }
+            let sizes = weights.map(|w| if F::SIGNED { _mm256_abs_epi8(w) } else { w });
+            for (row, narrow) in narrow.iter_mut().enumerate() {
+                // SAFETY: as demanded of the caller.
+                let four = unsafe { q.add(row * stride + 4 * group).cast::<i32>().read_unaligned() };
+                let four = _mm256_set1_epi32(four);
+                for half in 0..2 {
+                    // Signs move over to the activations, which are never -128; as unsigned, a weight's 128 is right.
+                    let signed = if F::SIGNED { _mm256_sign_epi8(four, weights[half]) } else { four };
+                    let products = _mm256_maddubs_epi16(sizes[half], signed);
+                    narrow[half] = if F::RUN == 1 { products } else { _mm256_add_epi16(narrow[half], products) };
+                    if F::RUN == 1 {
+                        dots[row][half] =
+                            _mm256_add_epi32(dots[row][half], _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+                        stay(&mut dots[row][half]);
+                    } else {
+                        stay(&mut narrow[half]);
                     }
                 }
             }
-            let widening = F::widening(block, run);
+        }
+        if F::RUN > 1 {
+            // SAFETY: as demanded of the caller.
+            let widening = unsafe { F::widening(block, run) };
             for (dots, narrow) in dots.iter_mut().zip(narrow) {
                 for half in 0..2 {
                     dots[half] = _mm256_add_epi32(dots[half], _mm256_madd_epi16(narrow[half], widening[half]));
                 }
             }
         }
-        dots
     }
+    dots
+}
+
+/// Has the sum in a register at this point. Left alone, the compiler takes the sums of a tile apart and computes one after
+/// the other, with the weights of all groups spilled: half as fast.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn stay(sum: &mut __m256i) {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) * sum, options(nomem, nostack, preserves_flags)) };
 }
