@@ -127,10 +127,12 @@ impl Packed {
             return out.iter_mut().enumerate().for_each(|(i, out)| *out = stretch.value(i));
         }
         let size = self.encoding.block_bytes();
-        for (i, out) in out.iter_mut().enumerate() {
-            let start = ((index * BLOCK + i) * PANEL + place) * size;
-            decode(self.encoding, &self.panel(panel)[start..start + size], std::slice::from_mut(out));
+        let mut bytes = [0; BLOCK * size_of::<f32>()];
+        let values = self.panel(panel)[index * BLOCK * PANEL * size..].chunks_exact(PANEL * size);
+        for (to, values) in bytes.chunks_exact_mut(size).zip(values) {
+            to.copy_from_slice(&values[place * size..(place + 1) * size]);
         }
+        decode(self.encoding, &bytes[..out.len() * size], out);
     }
 
     /// Block `index` for one output, if the weights are quantized.
@@ -163,13 +165,17 @@ impl Slot<'_> {
     /// Packs the rows; `rows(i)` gives the encoded bytes of output `i` of the whole matrix.
     pub fn fill<'r>(self, rows: impl Fn(usize) -> &'r [u8]) -> Result<(), PackFault> {
         let expected = self.encoding.bytes_for(self.inputs).unwrap_or(0);
-        for row in self.outputs.clone() {
-            let (source, place) = (rows(row), row - self.outputs.start);
-            if source.len() != expected {
-                return Err(PackFault::Row { row, got: source.len(), expected });
+        let (first, end) = (self.outputs.start, self.outputs.end);
+        for (start, panel) in (first..end).step_by(PANEL).zip(self.bytes.chunks_exact_mut(self.panel_bytes.max(1))) {
+            let mut sources: [&[u8]; PANEL] = [&[]; PANEL];
+            let sources = &mut sources[..PANEL.min(end - start)];
+            for (place, source) in sources.iter_mut().enumerate() {
+                *source = rows(start + place);
+                if source.len() != expected {
+                    return Err(PackFault::Row { row: start + place, got: source.len(), expected });
+                }
             }
-            let panel = &mut self.bytes[place / PANEL * self.panel_bytes..][..self.panel_bytes];
-            layout::put_row(self.encoding, source, place % PANEL, panel);
+            layout::put_rows(self.encoding, sources, panel);
         }
         Ok(())
     }

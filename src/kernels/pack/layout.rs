@@ -74,13 +74,28 @@ pub(super) fn panel_bytes(encoding: Encoding, inputs: usize) -> Option<usize> {
     }
 }
 
-/// Writes one output's row, `place` in the panel, into a panel that is zero there.
-pub(super) fn put_row(encoding: Encoding, source: &[u8], place: usize, panel: &mut [u8]) {
-    let Some(layout) = Layout::of(encoding) else {
-        let size = encoding.block_bytes();
-        let values = source.chunks_exact(size).zip(panel.chunks_exact_mut(PANEL * size));
-        return values.for_each(|(value, all)| all[place * size..(place + 1) * size].copy_from_slice(value));
-    };
+/// Writes the rows of a panel's outputs, at most [`PANEL`], into a panel of zeros.
+pub(super) fn put_rows(encoding: Encoding, sources: &[&[u8]], panel: &mut [u8]) {
+    match Layout::of(encoding) {
+        None if encoding == Encoding::F32 => put_floats::<4>(sources, panel),
+        None => put_floats::<2>(sources, panel),
+        Some(layout) => {
+            sources.iter().enumerate().for_each(|(place, source)| put_row(encoding, &layout, source, place, panel));
+        }
+    }
+}
+
+/// Values of `SIZE` bytes. Input by input, so that what is written is written in one go.
+fn put_floats<const SIZE: usize>(sources: &[&[u8]], panel: &mut [u8]) {
+    let (panel, _) = panel.as_chunks_mut::<SIZE>();
+    for (input, values) in panel.chunks_exact_mut(PANEL).enumerate() {
+        for (to, source) in values.iter_mut().zip(sources) {
+            to.copy_from_slice(&source[input * SIZE..(input + 1) * SIZE]);
+        }
+    }
+}
+
+fn put_row(encoding: Encoding, layout: &Layout, source: &[u8], place: usize, panel: &mut [u8]) {
     let mut integers = [0u8; 256];
     let integers = &mut integers[..BLOCK * layout.blocks];
     for (source, unit) in source.chunks_exact(encoding.block_bytes()).zip(panel.chunks_exact_mut(layout.unit())) {
