@@ -1,4 +1,5 @@
-//! The matrix kernels, on one thread: every encoding at 1 to 512 rows, fast beside reference.
+//! The matrix kernels, on one thread: every encoding at 1 to 512 rows, fast beside reference. And what goes before and after:
+//! quantization, norms, and the spread of logits.
 //!
 //! `cargo bench --bench kernels`. The shapes are the demo model's gate, down and head; K-quants, whose blocks hold 256 inputs,
 //! have the second only. One row is given in bytes of weights a second, which come from memory: each call takes the
@@ -13,6 +14,8 @@ use tunegate::kernels::{
     matmul::{panel_f32, panel_int8},
     pack::Packed,
     quantize::{QuantizedRow, QuantizedRows, norm_quantize_row, quantize_row},
+    sample::Spread,
+    spread::Part,
 };
 
 const ENCODINGS: [Encoding; 11] = [
@@ -152,10 +155,26 @@ fn quantization(criterion: &mut Criterion) {
     }
 }
 
+fn spread(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("spread_49152");
+    let row: Vec<f32> = (0..49_152).map(|i| (i * 37 % 1013) as f32 / 50.0 - 12.0).collect();
+    let mut parts: Vec<Part> = Vec::with_capacity(Part::count(row.len()));
+    group.throughput(Throughput::Elements(row.len() as u64));
+    for (name, isa) in [("fast", Isa::best()), ("reference", Isa::PLAIN)] {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                parts.clear();
+                parts.extend((0..Part::count(row.len())).map(|index| Part::of(isa, black_box(&row), index)));
+                Spread::join(&parts)
+            });
+        });
+    }
+}
+
 fn short() -> Criterion {
     let brief = Duration::from_millis(100);
     Criterion::default().sample_size(10).warm_up_time(brief / 4).measurement_time(brief).without_plots()
 }
 
-criterion_group! { name = benches; config = short(); targets = products, quantization }
+criterion_group! { name = benches; config = short(); targets = products, quantization, spread }
 criterion_main!(benches);

@@ -9,5 +9,6 @@ pub mod priority;
 pub mod quantize;
 pub mod reference;
 pub mod sample;
+pub mod spread;
 #[cfg(target_arch = "x86_64")]
 mod x86;

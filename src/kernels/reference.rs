@@ -4,6 +4,7 @@ use super::{
     pack::{BLOCK, PANEL, Packed},
     quantize::{QuantizedRow, QuantizedRows},
     sample::Draw,
+    spread::Part,
 };
 
 /// Log-probabilities of `[vocab]` logits.
@@ -107,4 +108,21 @@ pub(super) fn panel_f32(weights: &Packed, panel: usize, x: &[f32], tile: &mut [f
             }
         }
     }
+}
+
+/// [`super::spread::Part::of`], with the token counted from the first of `logits`, which are not empty.
+pub(super) fn spread_part(logits: &[f32]) -> Part {
+    let mut best = (logits[0], 0);
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > best.0 {
+            best = (logit, id as u32);
+        }
+    }
+    let (mut sum, mut weighted) = (0.0, 0.0);
+    for &logit in logits {
+        let below = f64::from(logit) - f64::from(best.0);
+        sum += below.exp();
+        weighted += below.exp() * below;
+    }
+    Part { best, finite: logits.iter().all(|logit| logit.is_finite()), sum, weighted }
 }

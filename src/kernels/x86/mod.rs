@@ -7,6 +7,7 @@ mod formats;
 pub(super) mod float;
 pub(super) mod int8;
 pub(super) mod quantize;
+pub(super) mod spread;
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
