@@ -88,7 +88,7 @@ impl Packed {
         self.panels() * self.panel_bytes
     }
 
-    /// Bytes that one panel takes: what a thread reads for each [`panel`](Self::panel) of a product.
+    /// Bytes that one panel takes: what a thread reads for a panel's products.
     pub fn panel_bytes(&self) -> usize {
         self.panel_bytes
     }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{
     CHUNK_BYTES, Fetch,
-    formats::{Format, GROUPS, Q4, Q4K, Q5, Q5K, Q6K, Q8_0},
+    formats::{Format, GROUPS, K, Q4, Q5, Q6K, Q8_0},
     share,
 };
 use crate::kernels::{
@@ -39,8 +39,8 @@ pub unsafe fn panel(weights: &Packed, panel: usize, x: &[f32], tile: &mut [f32])
             Encoding::Q4_1 => decoded::<Q4<true>>(bytes, x, inputs, tile),
             Encoding::Q5_0 => decoded::<Q5<false>>(bytes, x, inputs, tile),
             Encoding::Q5_1 => decoded::<Q5<true>>(bytes, x, inputs, tile),
-            Encoding::Q4K => decoded::<Q4K>(bytes, x, inputs, tile),
-            Encoding::Q5K => decoded::<Q5K>(bytes, x, inputs, tile),
+            Encoding::Q4K => decoded::<K<false>>(bytes, x, inputs, tile),
+            Encoding::Q5K => decoded::<K<true>>(bytes, x, inputs, tile),
             Encoding::Q6K => decoded::<Q6K>(bytes, x, inputs, tile),
         }
     }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{
     CHUNK_BYTES, Fetch,
-    formats::{Format, GROUPS, Q4, Q4K, Q5, Q5K, Q6K, Q8_0},
+    formats::{Format, GROUPS, K, Q4, Q5, Q6K, Q8_0},
     share,
 };
 use crate::kernels::{
@@ -27,8 +27,8 @@ pub unsafe fn panel(weights: &Packed, panel: usize, x: &QuantizedRows<'_>, tile:
             Encoding::Q4_1 => all_rows::<Q4<true>>(bytes, x, tile),
             Encoding::Q5_0 => all_rows::<Q5<false>>(bytes, x, tile),
             Encoding::Q5_1 => all_rows::<Q5<true>>(bytes, x, tile),
-            Encoding::Q4K => all_rows::<Q4K>(bytes, x, tile),
-            Encoding::Q5K => all_rows::<Q5K>(bytes, x, tile),
+            Encoding::Q4K => all_rows::<K<false>>(bytes, x, tile),
+            Encoding::Q5K => all_rows::<K<true>>(bytes, x, tile),
             Encoding::Q6K => all_rows::<Q6K>(bytes, x, tile),
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => {}
         }
