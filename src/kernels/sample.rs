@@ -39,14 +39,20 @@ impl Spread {
 /// Scores `token` by the softmax of `logits` (`[vocab]`), with the `top` most likely tokens (ties by lower id).
 /// `None` if the logits are not finite or the token is outside the vocabulary.
 pub fn score(logits: &[f32], token: u32, top: usize) -> Option<TokenScore> {
-    let logit = *logits.get(token as usize)?;
-    let spread = Spread::of(logits)?;
-    let top = best(logits, top).into_iter().map(|(logit, id)| (id, spread.logprob(logit))).collect();
-    Some(TokenScore { token, logprob: spread.logprob(logit), entropy: spread.entropy as f32, top })
+    Spread::of(logits)?.score(logits, token, top)
+}
+
+impl Spread {
+    /// [`score`], of logits that have been measured.
+    pub fn score(&self, logits: &[f32], token: u32, top: usize) -> Option<TokenScore> {
+        let (logit, spread) = (*logits.get(token as usize)?, self);
+        let top = best(logits, top).into_iter().map(|(logit, id)| (id, spread.logprob(logit))).collect();
+        Some(TokenScore { token, logprob: spread.logprob(logit), entropy: spread.entropy as f32, top })
+    }
 }
 
 /// The `count` largest logits with their ids, best first, ties by lower id.
-fn best(logits: &[f32], count: usize) -> Vec<(f32, u32)> {
+pub fn best(logits: &[f32], count: usize) -> Vec<(f32, u32)> {
     let mut best: Vec<(f32, u32)> = Vec::with_capacity(count + 1);
     if count == 0 {
         return best;

@@ -49,6 +49,11 @@ impl Part {
         Self { best: (part.best.0, part.best.1 + first as u32), ..part }
     }
 
+    /// The same part, where its logits are not a row of their own but follow `first` others.
+    pub fn after(self, first: usize) -> Self {
+        Self { best: (self.best.0, self.best.1 + first as u32), ..self }
+    }
+
     /// The largest logit of a row and its token, ties by lower id; `None` if a logit is not finite or there are none.
     pub fn best(parts: &[Self]) -> Option<Candidate> {
         let finite = parts.iter().all(|part| part.finite);

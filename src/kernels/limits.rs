@@ -1,0 +1,101 @@
+//! What this machine can do at best, measured: the bounds that a step's phases are held against.
+
+use std::{hint::black_box, time::Instant};
+
+use super::{
+    dequant::Encoding,
+    isa::Isa,
+    matmul::{panel_f32, panel_int8},
+    pack::{BLOCK, PANEL, PackFault, Packed},
+    pool::Pool,
+    quantize::QuantizedRows,
+    share::cut,
+};
+
+/// Rates over all threads of a pool.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes per second, read from memory in order.
+    pub read: f64,
+    /// Multiplications with addition per second of the matrix kernel for one encoding, everything in the nearest cache.
+    pub multiply: f64,
+}
+
+/// Beyond every cache.
+const MEMORY: usize = 256 << 20;
+
+/// Rows and inputs of the product that is timed: small enough for the nearest cache, enough rows to fill register tiles.
+const ROWS: usize = 16;
+const INPUTS: usize = 256;
+
+/// Repetitions of the product in one piece of work, and pieces for each thread.
+const REPEAT: usize = 200;
+const PIECES: usize = 8;
+
+/// Timings of which the best counts.
+const TRIES: usize = 7;
+
+/// Measures the threads of `pool`: tens of milliseconds.
+///
+/// # Errors
+/// [`PackFault`] if no weights can be packed in `encoding`.
+pub fn measure(pool: &mut Pool, isa: Isa, encoding: Encoding, int8: bool) -> Result<Limits, PackFault> {
+    Ok(Limits { read: read(pool), multiply: multiply(pool, isa, encoding, int8)? })
+}
+
+fn best(mut run: impl FnMut() -> f64) -> f64 {
+    (0..TRIES).map(|_| run()).fold(0.0, f64::max)
+}
+
+fn read(pool: &mut Pool) -> f64 {
+    let words = vec![1u64; MEMORY / 8];
+    let piece = words.len() / (pool.threads() * 64);
+    let mut sums = vec![0u64; words.len().div_ceil(piece)];
+    best(|| {
+        let began = Instant::now();
+        pool.each(cut(&mut sums, 1), |index, sum| {
+            let words = &words[index * piece..words.len().min((index + 1) * piece)];
+            sum[0] = words.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word));
+        });
+        black_box(&sums);
+        MEMORY as f64 / began.elapsed().as_secs_f64()
+    })
+}
+
+fn multiply(pool: &mut Pool, isa: Isa, encoding: Encoding, int8: bool) -> Result<f64, PackFault> {
+    let row = vec![0u8; encoding.bytes_for(INPUTS).unwrap_or(0)];
+    let weights = Packed::pack(encoding, PANEL, INPUTS, |_| &row)?;
+    let floats = vec![0.5f32; ROWS * INPUTS];
+    let (q, scales, sums) =
+        (vec![3i8; ROWS * INPUTS], vec![0.1f32; ROWS * INPUTS / BLOCK], vec![0.5f32; ROWS * INPUTS / BLOCK]);
+    let quantized = QuantizedRows { inputs: INPUTS, q: &q, scales: &scales, sums: &sums };
+    let pieces = PIECES * pool.threads();
+    let mut tiles = vec![0.0f32; pieces * ROWS * PANEL];
+    Ok(best(|| {
+        let began = Instant::now();
+        pool.each(cut(&mut tiles, ROWS * PANEL), |_, tile| {
+            for _ in 0..REPEAT {
+                match int8 && weights.takes_int8() {
+                    true => panel_int8(isa, &weights, 0, &quantized, tile),
+                    false => panel_f32(isa, &weights, 0, &floats, tile),
+                }
+                black_box(&tile);
+            }
+        });
+        (pieces * REPEAT * ROWS * INPUTS * PANEL) as f64 / began.elapsed().as_secs_f64()
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_rates_for_every_kind_of_weights() {
+        let mut pool = Pool::new(2).expect("threads");
+        for (encoding, int8) in [(Encoding::Q8_0, true), (Encoding::Q4_1, true), (Encoding::F16, false)] {
+            let rate = multiply(&mut pool, Isa::best(), encoding, int8).expect("packed");
+            assert!(rate.is_finite() && rate > 0.0, "{encoding:?}: {rate}");
+        }
+    }
+}
