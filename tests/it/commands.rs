@@ -186,7 +186,7 @@ fn sigterm_under_load_lets_running_answers_finish_and_records_them() {
     let (lasts, code, endings) = terminated_under_load(100, &[]);
     assert_eq!(lasts, vec!["data: [DONE]"; 8]);
     assert_eq!(code, Some(0));
-    assert_eq!(endings, vec!["finished"; 8]);
+    assert_eq!(endings, vec!["length"; 8]);
 }
 
 #[test]
