@@ -17,7 +17,7 @@ use tunegate::{
     config::{AdapterConfig, EngineConfig},
     engine::{self, CancelFlag, EngineHandle, Event, Generate, Job, KvSalt, Priority, Work, event_channel},
     metrics::Metrics,
-    model::{self, DeviceChoice, LoadOptions, ModelShape, ModelSource},
+    model::{self, CpuOptions, DeviceChoice, LoadOptions, ModelShape, ModelSource},
     terms::{AdapterName, AdapterVersion, Sampling},
 };
 
@@ -37,6 +37,7 @@ fn main() {
         kv_bytes: 256 << 20,
         block_tokens: 16,
         max_model_len: Some(256),
+        cpu: CpuOptions::default(),
     };
     let loaded = model::load(&source, &options).expect("the model loads");
     let place = tempfile::tempdir().expect("a folder");

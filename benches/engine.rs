@@ -10,7 +10,7 @@ use tunegate::{
         self, CancelFlag, EngineHandle, Event, EventReceiver, Generate, Job, KvSalt, Priority, Work, event_channel,
     },
     metrics::Metrics,
-    model::{self, DeviceChoice, LanguageModel, LoadOptions, LoraAdapter, ModelSource},
+    model::{self, CpuOptions, DeviceChoice, LanguageModel, LoadOptions, LoraAdapter, ModelSource},
     terms::Sampling,
 };
 
@@ -95,6 +95,7 @@ fn tiny_llama(c: &mut Criterion) {
         kv_bytes: 8 << 20,
         block_tokens: 16,
         max_model_len: Some(128),
+        cpu: CpuOptions::default(),
     };
     let loaded = model::load(&source, &options).expect("the model loads");
     let limits = AdapterLimits { max_rank: 64, max_file_bytes: 1 << 20 };

@@ -1,4 +1,4 @@
-//! The tensor decoder on a CPU: the order of a product, and decode steps alone and in a batch.
+//! The decoders on a CPU: decode steps alone and in a batch, and prompts; the order of a tensor product.
 //!
 //! `cargo bench --bench model`. Decode steps need the demo model (`make model`, or `TUNEGATE_TEST_MODEL`).
 
@@ -8,8 +8,8 @@ use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tunegate::{
     model::{
-        AdapterRows, Adjustments, Batch, DeviceChoice, LoadOptions, Loaded, LoraAdapter, Matrix, ModelSource, RowAsk,
-        SampleAsk, SequenceRows, SiteDelta, StepOutput, Want, load, lora::Values,
+        AdapterRows, Adjustments, Batch, CpuDecoder, CpuOptions, DeviceChoice, LoadOptions, Loaded, LoraAdapter,
+        Matrix, ModelSource, RowAsk, SampleAsk, SequenceRows, SiteDelta, StepOutput, Want, load, lora::Values,
     },
     terms::{AdapterVersion, Digest},
 };
@@ -34,26 +34,59 @@ fn product_order(criterion: &mut Criterion) {
     }
 }
 
-fn decode_steps(criterion: &mut Criterion) {
+/// The decoder in its classes, and the one that it is compared with.
+const DECODERS: [(&str, CpuOptions); 3] = [
+    ("fast", CpuOptions { decoder: CpuDecoder::Fused, exact: false, threads: None }),
+    ("exact", CpuOptions { decoder: CpuDecoder::Fused, exact: true, threads: None }),
+    ("tensor", CpuOptions { decoder: CpuDecoder::Tensor, exact: true, threads: None }),
+];
+
+fn steps(criterion: &mut Criterion) {
     let path = std::env::var_os("TUNEGATE_TEST_MODEL").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/SmolLM2-135M-Instruct.Q4_1.gguf"),
         PathBuf::from,
     );
     if !path.exists() {
-        eprintln!("decode steps are passed over: {} is not there", path.display());
+        eprintln!("steps are passed over: {} is not there", path.display());
         return;
     }
     let source = ModelSource::detect(&path).expect("a model");
-    let options = LoadOptions {
-        device: DeviceChoice::Cpu,
-        dtype: None,
-        kv_bytes: 256 << 20,
-        block_tokens: BLOCK_TOKENS,
-        max_model_len: Some(1024),
-    };
-    let mut loaded = load(&source, &options).expect("a loaded model");
-    let adapters: Vec<Arc<LoraAdapter>> = (0..8).map(|seed| adapter(&loaded, seed)).collect();
-    let mut group = criterion.benchmark_group("decode_step");
+    for (name, cpu) in DECODERS {
+        let options = LoadOptions {
+            device: DeviceChoice::Cpu,
+            dtype: None,
+            kv_bytes: 256 << 20,
+            block_tokens: BLOCK_TOKENS,
+            max_model_len: Some(1024),
+            cpu,
+        };
+        let mut loaded = load(&source, &options).expect("a loaded model");
+        decode_steps(criterion, name, &mut loaded);
+        prompts(criterion, name, &mut loaded);
+    }
+}
+
+fn prompts(criterion: &mut Criterion, name: &str, loaded: &mut Loaded) {
+    let mut group = criterion.benchmark_group(format!("prompt/{name}"));
+    group.sample_size(10);
+    for rows in [128u32, 512] {
+        let (mut batch, mut output) = (Batch::default(), StepOutput::default());
+        let tokens: Vec<u32> = (0..rows).map(|position| 100 + position).collect();
+        let blocks = (0..rows.div_ceil(BLOCK_TOKENS as u32)).collect();
+        batch.sequences.push(SequenceRows { first_row: 0, rows, blocks });
+        batch.positions.extend(0..rows);
+        batch.tokens.extend(tokens);
+        batch.asks.push(RowAsk { row: rows - 1, want: greedy() });
+        group.throughput(Throughput::Elements(u64::from(rows)));
+        group.bench_function(format!("{rows} tokens"), |bencher| {
+            bencher.iter(|| loaded.decoder.forward(&batch, &mut output));
+        });
+    }
+}
+
+fn decode_steps(criterion: &mut Criterion, name: &str, loaded: &mut Loaded) {
+    let adapters: Vec<Arc<LoraAdapter>> = (0..8).map(|seed| adapter(loaded, seed)).collect();
+    let mut group = criterion.benchmark_group(format!("decode_step/{name}"));
     group.sample_size(20);
     for (streams, tuned) in [(1, 0), (1, 1), (8, 0), (8, 1), (8, 8)] {
         let mut output = StepOutput::default();
@@ -116,5 +149,5 @@ fn adapter(loaded: &Loaded, seed: usize) -> Arc<LoraAdapter> {
     Arc::new(loaded.packer.pack(version, sites.collect()).expect("a packed adapter"))
 }
 
-criterion_group!(benches, product_order, decode_steps);
+criterion_group!(benches, product_order, steps);
 criterion_main!(benches);

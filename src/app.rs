@@ -26,7 +26,7 @@ use crate::{
     },
     journal::{Journal, JournalError},
     metrics::Metrics,
-    model::{self, DeviceChoice, LoadError, LoadOptions, ModelSource},
+    model::{self, CpuDecoder, CpuOptions, DeviceChoice, LoadError, LoadOptions, ModelSource},
     store::{SqliteStore, StoreError},
     terms::AdapterVersion,
     text::{Text, TextError, TextSource},
@@ -160,6 +160,11 @@ fn load_options(config: &Config) -> LoadOptions {
         kv_bytes: config.model.kv_bytes,
         block_tokens: config.model.block_tokens,
         max_model_len: config.model.max_model_len,
+        cpu: CpuOptions {
+            decoder: if config.model.cpu.tensors { CpuDecoder::Tensor } else { CpuDecoder::Fused },
+            exact: config.model.cpu.exact,
+            threads: config.model.cpu.threads,
+        },
     }
 }
 

@@ -56,6 +56,15 @@ settings! {
     /// In which numbers a GPU computes: auto, float32, float16 (half), bfloat16; a CPU keeps float32
     #[arg(long, help_heading = "Model")]
     dtype: DtypeName,
+    /// Compute in f32 throughout, instead of int8 and 16 bits where they do well; on a CPU
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Model")]
+    exact: Switch,
+    /// Compute threads on a CPU; one for each core by default
+    #[arg(long, value_name = "COUNT", help_heading = "Model")]
+    cpu_threads: usize,
+    /// What computes on a CPU: fused (packed weights) or tensor (slow, to compare with)
+    #[arg(long, value_name = "DECODER", value_parser = ["fused", "tensor"], help_heading = "Model")]
+    cpu_decoder: String,
     /// Where models from a hub are kept
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     download_dir: PathBuf,

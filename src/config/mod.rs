@@ -168,6 +168,18 @@ pub struct ModelConfig {
     pub max_model_len: Option<usize>,
     /// Replaces the model's own chat template: its text.
     pub chat_template: Option<String>,
+    pub cpu: CpuConfig,
+}
+
+/// How the model runs on a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuConfig {
+    /// `f32` throughout.
+    pub exact: bool,
+    /// Compute threads; `None` is one for each core.
+    pub threads: Option<usize>,
+    /// Tensors instead of packed weights.
+    pub tensors: bool,
 }
 
 /// What the decoder runs on.

@@ -12,7 +12,8 @@ use clap::{Args, FromArgMatches};
 use serde::Deserialize;
 
 use super::{
-    AdapterConfig, Config, Device, EngineConfig, Layer, LimitsConfig, ModelConfig, RecordConfig, ServerConfig,
+    AdapterConfig, Config, CpuConfig, Device, EngineConfig, Layer, LimitsConfig, ModelConfig, RecordConfig,
+    ServerConfig,
     value::{Bytes, DeviceName, DtypeName, Switch},
 };
 use crate::terms::{AdapterName, RecordPolicy};
@@ -301,6 +302,11 @@ impl Check<'_> {
             self.fault("block_size", format!("it may be at most 1024; it is {block_tokens}"));
         }
         let max_model_len = said.max_model_len.map(|len| self.at_least("max_model_len", Some(len), 1, 1));
+        let cpu = CpuConfig {
+            exact: said.exact == Some(Switch(true)),
+            threads: said.cpu_threads.map(|count| self.at_least("cpu_threads", Some(count), 1, 1)),
+            tensors: self.cpu_decoder(),
+        };
         ModelConfig {
             path,
             device: said.device.map_or(Device::Cpu, |DeviceName(device)| device),
@@ -309,6 +315,20 @@ impl Check<'_> {
             block_tokens,
             max_model_len,
             chat_template,
+            cpu,
+        }
+    }
+
+    /// Whether tensors compute on a CPU.
+    fn cpu_decoder(&mut self) -> bool {
+        match self.settings.said.cpu_decoder.as_deref() {
+            None | Some("fused") => false,
+            Some("tensor") => true,
+            // The command line knows the values; a file does not.
+            Some(other) => {
+                self.fault("cpu_decoder", format!("it has to be fused or tensor; it is '{other}'"));
+                false
+            }
         }
     }
 
@@ -503,6 +523,19 @@ mod tests {
         ] {
             assert!(all.iter().any(|fault| fault.contains(part)), "{part} is not among {all:#?}");
         }
+    }
+
+    #[test]
+    fn what_computes_on_a_cpu_is_settled() {
+        let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
+        let default = settled(&[]).expect("settled").model.cpu;
+        assert_eq!(default, CpuConfig { exact: false, threads: None, tensors: false });
+        let said = settled(&["--exact", "--cpu-threads", "3", "--cpu-decoder", "tensor"]).expect("settled").model.cpu;
+        assert_eq!(said, CpuConfig { exact: true, threads: Some(3), tensors: true });
+        assert!(settled(&["--cpu-threads", "0"]).is_err());
+        let file = file("cpu-decoder = \"abacus\"\n");
+        let faults = Settings::gather(Some(file.path()), environment(&[]), Layer::default()).settle("m".into());
+        assert!(faults.expect_err("a fault")[0].reason.contains("fused or tensor"));
     }
 
     #[test]

@@ -2,20 +2,24 @@
 
 use std::{
     fs,
+    num::NonZero,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
 };
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use super::{
-    DeviceChoice, KvShape, LoadError, LoadOptions, Loaded, ModelShape, ModelSource, Rope, describe,
+    BaseWeights, CpuDecoder, DeviceChoice, KvShape, LanguageModel, LoadError, LoadOptions, Loaded, ModelShape,
+    ModelSource, Packer, Rope, TokenSketch,
+    cpu::{self, Class},
+    describe,
     describe::Description,
-    sketch,
-    tensor::{self, Parts},
+    sketch, tensor,
     weights::{Weights, gguf::GgufFile, safetensors},
 };
-use crate::config::Dtype;
+use crate::{config::Dtype, terms::Digest};
 
 impl ModelSource {
     /// What lies at `path`: a `.gguf` file, a folder with a `config.json`, or a folder with exactly one `.gguf` file.
@@ -69,8 +73,16 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
     prepare(&mut described, &mut weights)?;
     let Description { mut shape, eos_tokens, sampling, mut notes } = described;
     shape.max_positions = context(&shape, options.max_model_len)?;
+    notes.push(format!("weights: {}", encodings(&weights)));
     let dtype = tensor::dtype(&device, options.dtype);
-    let kv = size_kv(&shape, options, dtype.size_in_bytes())?;
+    if !device.is_cpu() {
+        notes.push(format!("weights are converted to {}", dtype.as_str()));
+    } else if options.dtype.is_some_and(|dtype| dtype != Dtype::Float32) {
+        notes.push("--dtype is for a GPU; on a CPU it is --exact that makes a difference".to_owned());
+    }
+    let fused = device.is_cpu() && options.cpu.decoder == CpuDecoder::Fused;
+    let class = if options.cpu.exact { Class::Exact } else { Class::Fast };
+    let kv = size_kv(&shape, options, if fused { class.kv_bytes() } else { dtype.size_in_bytes() })?;
     let room = kv.blocks * kv.block_tokens;
     if room < shape.max_positions {
         let own = shape.max_positions;
@@ -79,29 +91,54 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
         ));
         shape.max_positions = room;
     }
-    notes.push(format!("weights: {}", encodings(&weights)));
-    if !device.is_cpu() {
-        notes.push(format!("weights are converted to {}", dtype.as_str()));
-    } else if options.dtype.is_some_and(|dtype| dtype != Dtype::Float32) {
-        notes.push("--dtype is for a GPU; the CPU computes in float32".to_owned());
-    }
-    let Parts { decoder, packer, rows, embedding } =
-        tensor::assemble(&mut weights, shape.clone(), kv, digest, device, dtype)?;
+    let made = if fused {
+        on_cpu(&mut weights, &shape, kv, digest, class, options)?
+    } else {
+        on_tensors(&mut weights, &shape, kv, digest, device, dtype)?
+    };
     if let Some(name) = weights.names().next() {
         return Err(LoadError::ExtraTensor(name.to_owned()));
     }
-    let sketch = sketch::of(&embedding).map_err(|error| LoadError::Device(error.to_string()))?;
-    Ok(Loaded {
-        decoder: Box::new(decoder),
-        packer,
-        base: rows,
-        sketch: Arc::new(sketch),
-        shape,
-        digest,
-        sampling,
-        eos_tokens,
-        notes,
-    })
+    let Made { decoder, packer, base, sketch } = made;
+    Ok(Loaded { decoder, packer, base, sketch: Arc::new(sketch), shape, digest, sampling, eos_tokens, notes })
+}
+
+/// What a decoder's own assembly gives.
+struct Made {
+    decoder: Box<dyn LanguageModel>,
+    packer: Arc<dyn Packer>,
+    base: Arc<dyn BaseWeights>,
+    sketch: TokenSketch,
+}
+
+fn on_cpu(
+    weights: &mut Weights,
+    shape: &ModelShape,
+    kv: KvShape,
+    digest: Digest,
+    class: Class,
+    options: &LoadOptions,
+) -> Result<Made, LoadError> {
+    let available = || thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = options.cpu.threads.unwrap_or_else(available);
+    let cpu::Parts { decoder, packer, network } = cpu::assemble(weights, shape, kv, digest, class, threads)?;
+    let sketch = sketch::of(shape.vocab, shape.hidden, |token, row| network.embed(token, row));
+    let sketch = sketch.map_err(|error| LoadError::Device(error.to_string()))?;
+    Ok(Made { decoder: Box::new(decoder), packer, base: network, sketch })
+}
+
+fn on_tensors(
+    weights: &mut Weights,
+    shape: &ModelShape,
+    kv: KvShape,
+    digest: Digest,
+    device: Device,
+    dtype: DType,
+) -> Result<Made, LoadError> {
+    let tensor::Parts { decoder, packer, rows, embedding } =
+        tensor::assemble(weights, shape.clone(), kv, digest, device, dtype)?;
+    let sketch = sketch::of_tensor(&embedding).map_err(|error| LoadError::Device(error.to_string()))?;
+    Ok(Made { decoder: Box::new(decoder), packer, base: rows, sketch })
 }
 
 /// A base model's sizes alone, as its description gives them; no weights are read.

@@ -1,14 +1,18 @@
 //! Rows in, scores out. The decoder knows nothing of requests, names or text.
 
 pub mod batch;
+mod cpu;
 mod describe;
+mod judge;
 mod load;
 pub mod lora;
+mod plain;
 mod rope;
 pub mod shape;
 mod sketch;
 pub mod step;
 mod tensor;
+mod timing;
 mod weights;
 
 use std::{path::PathBuf, sync::Arc};
@@ -18,6 +22,7 @@ pub use load::{load, shape as shape_of};
 pub use lora::{LoraAdapter, Matrix, PackError, Packer, Projection, Site, SiteDelta};
 pub use shape::{Family, ModelShape, Rope};
 pub use step::{Adjustments, RowAnswer, RowAsk, SampleAsk, SeenToken, StepOutput, Want};
+pub use timing::{Costs, Phase, PhaseWeights, Timings};
 
 pub use crate::kernels::priority::lower_thread_priority;
 use crate::{
@@ -40,6 +45,20 @@ pub trait LanguageModel: Send {
     /// # Errors
     /// [`StepError`] if the batch is malformed or the device fails; then no row's result may be used.
     fn forward(&mut self, batch: &Batch, out: &mut StepOutput) -> Result<(), StepError>;
+
+    /// Where the steps since the last call have spent their time; timing begins with the first call. `None` from a decoder that
+    /// does not tell.
+    fn take_timings(&mut self) -> Option<Timings> {
+        None
+    }
+
+    /// What a step costs at least on this machine, measured. `None` from a decoder that does not know.
+    ///
+    /// # Errors
+    /// [`StepError`] if it cannot be measured.
+    fn costs(&mut self) -> Result<Option<Costs>, StepError> {
+        Ok(None)
+    }
 }
 
 /// The size of the KV storage, fixed at load.
@@ -85,6 +104,34 @@ pub struct LoadOptions {
     pub block_tokens: usize,
     /// The longest context to prepare for; `None` is the model's own.
     pub max_model_len: Option<usize>,
+    /// How a CPU computes; without meaning elsewhere.
+    pub cpu: CpuOptions,
+}
+
+/// How the model runs on a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuOptions {
+    pub decoder: CpuDecoder,
+    /// `f32` activations, keys, values and adapters, instead of int8 and `f16`.
+    pub exact: bool,
+    /// Compute threads, the engine's own among them; `None` is one for each core that this process may use.
+    pub threads: Option<usize>,
+}
+
+/// Which decoder runs on a CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CpuDecoder {
+    /// Packed weights, fused steps.
+    #[default]
+    Fused,
+    /// Tensors in `f32`: slow, and easy to read. What the other is compared with.
+    Tensor,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        Self { decoder: CpuDecoder::Fused, exact: false, threads: None }
+    }
 }
 
 /// The device that the decoder runs on.

@@ -1,6 +1,6 @@
 //! The token sketch: embeddings times a fixed random matrix.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::TokenSketch;
 
@@ -10,19 +10,29 @@ const SEED: u64 = 0x7475_6e65_6761_7465;
 /// Tokens projected at once.
 const CHUNK: usize = 8192;
 
-/// Projects an embedding table, `[vocab, hidden]`.
-pub fn of(embedding: &Tensor) -> Result<TokenSketch> {
-    let (vocab, hidden) = embedding.dims2()?;
+/// Projects an embedding table of `vocab` rows; `row` writes one, `[hidden]`.
+pub fn of(vocab: usize, hidden: usize, row: impl Fn(usize, &mut [f32])) -> Result<TokenSketch> {
     let mut noise = Gaussian { state: SEED };
     let scale = (TokenSketch::DIMS as f64).powf(-0.5);
     let matrix: Vec<f32> = (0..hidden * TokenSketch::DIMS).map(|_| (noise.next() * scale) as f32).collect();
     let matrix = Tensor::from_vec(matrix, (hidden, TokenSketch::DIMS), &Device::Cpu)?;
     let mut values = Vec::with_capacity(vocab * TokenSketch::DIMS);
     for first in (0..vocab).step_by(CHUNK) {
-        let tokens = embedding.narrow(0, first, CHUNK.min(vocab - first))?.to_device(&Device::Cpu)?;
-        values.extend(tokens.to_dtype(DType::F32)?.matmul(&matrix)?.flatten_all()?.to_vec1::<f32>()?);
+        let count = CHUNK.min(vocab - first);
+        let mut rows = vec![0.0; count * hidden];
+        rows.chunks_exact_mut(hidden).zip(first..).for_each(|(out, token)| row(token, out));
+        let rows = Tensor::from_vec(rows, (count, hidden), &Device::Cpu)?;
+        values.extend(rows.matmul(&matrix)?.flatten_all()?.to_vec1::<f32>()?);
     }
     Ok(TokenSketch { values })
+}
+
+/// Projects an embedding table on any device, `[vocab, hidden]`.
+pub fn of_tensor(embedding: &Tensor) -> Result<TokenSketch> {
+    let (vocab, hidden) = embedding.dims2()?;
+    let values = embedding.to_device(&Device::Cpu)?.to_dtype(candle_core::DType::F32)?.flatten_all()?;
+    let values = values.to_vec1::<f32>()?;
+    of(vocab, hidden, |token, out| out.copy_from_slice(&values[token * hidden..(token + 1) * hidden]))
 }
 
 /// Normally distributed numbers: splitmix64 through Box and Muller's transform.
@@ -54,9 +64,9 @@ mod tests {
         let mut noise = Gaussian { state: 1 };
         let table: Vec<f32> = (0..40 * 256).map(|_| noise.next() as f32).collect();
         let table = Tensor::from_vec(table, (40, 256), &Device::Cpu).unwrap();
-        let sketch = of(&table).unwrap();
+        let sketch = of_tensor(&table).unwrap();
         assert_eq!(sketch.values.len(), 40 * TokenSketch::DIMS);
-        assert_eq!(sketch.values, of(&table).unwrap().values);
+        assert_eq!(sketch.values, of_tensor(&table).unwrap().values);
         let square: f32 = sketch.values.iter().map(|value| value * value).sum();
         let mean_square_length = square / 40.0;
         assert!((mean_square_length / 256.0 - 1.0).abs() < 0.2, "{mean_square_length}");

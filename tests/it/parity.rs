@@ -1,14 +1,18 @@
-//! The tensor decoder against `transformers` and `peft` in float32, by the golden files.
+//! Both decoders against `transformers` and `peft` in float32, by the golden files.
 
 mod contract;
 mod desk;
+mod fast;
 mod golden;
 mod hostile;
+mod identical;
 mod neighbours;
 mod second_opinion;
 
+use std::path::PathBuf;
+
 use self::{
-    desk::{Desk, Request},
+    desk::{Desk, EXACT, Request},
     golden::Scores,
 };
 
@@ -32,10 +36,19 @@ fn differences(scores: &Scores, desk: &mut Desk) -> Vec<String> {
     found
 }
 
+/// The demo model, which is too large to be committed.
+fn demo_model() -> PathBuf {
+    let path = std::env::var_os("TUNEGATE_TEST_MODEL").map(PathBuf::from).filter(|path| path.is_file());
+    path.expect("the demo model: run `make test`, which fetches it, or let TUNEGATE_TEST_MODEL name its GGUF")
+}
+
 fn holds(name: &str) {
     let scores = Scores::read(&format!("scores/{name}.json"));
-    let found = differences(&scores, &mut Desk::open(&golden::path(&scores.model), 256));
-    assert!(found.is_empty(), "{}", found.join("\n"));
+    for (cpu, block_tokens) in EXACT.into_iter().flat_map(|cpu| [4, 16].map(|block_tokens| (cpu, block_tokens))) {
+        let mut desk = Desk::open_with(&golden::path(&scores.model), 256, block_tokens, cpu);
+        let found = differences(&scores, &mut desk);
+        assert!(found.is_empty(), "{:?}, blocks of {block_tokens}: {}", cpu.decoder, found.join("\n"));
+    }
 }
 
 #[test]
@@ -86,4 +99,14 @@ fn quantized_gguf_files_answer_as_their_decoded_weights_do() {
 fn gguf_files_of_every_family_answer_as_their_decoded_weights_do() {
     let families = ["llama3", "llama-linear", "qwen2", "qwen3", "smollm3"];
     families.iter().for_each(|family| holds(&format!("{family}-q8_0")));
+}
+
+#[test]
+fn the_demo_model_answers_as_transformers_and_peft_do() {
+    let scores = Scores::read("smollm2/scores.json");
+    for cpu in EXACT {
+        let mut desk = Desk::open_with(&demo_model(), 512, 16, cpu);
+        let found = differences(&scores, &mut desk);
+        assert!(found.is_empty(), "{:?}: {}", cpu.decoder, found.join("\n"));
+    }
 }

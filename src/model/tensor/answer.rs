@@ -3,17 +3,10 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::linear::product;
-use crate::{
-    kernels::sample::{Candidate, Changes, Draw, score},
-    model::{RowAnswer, RowAsk, SampleAsk, Want},
+use crate::model::{
+    RowAnswer, RowAsk, Want,
+    judge::{Judged, Scratch},
 };
-
-/// Memory that answers are worked out in, reused from step to step.
-#[derive(Default)]
-pub struct Scratch {
-    adjusted: Vec<f32>,
-    candidates: Vec<Candidate>,
-}
 
 /// Answers each ask from `hidden`, the normed rows of the asks in their order (`[asks, hidden]`), and the head
 /// (`[vocab, hidden]`).
@@ -47,43 +40,8 @@ pub fn answer(asks: &[RowAsk], hidden: &Tensor, head: &Tensor, scratch: &mut Scr
                 let finite = values.iter().all(|value| value.is_finite());
                 if finite { RowAnswer::Hidden(values) } else { RowAnswer::NotFinite }
             }
-            Want::Logits => {
-                let values = row()?.to_vec();
-                let finite = values.iter().all(|value| value.is_finite());
-                if finite { RowAnswer::Logits(values) } else { RowAnswer::NotFinite }
-            }
-            Want::Score { token, top } => scored(row()?, *token, *top),
-            Want::Sample(sample) => sampled(row()?, sample, scratch),
+            Want::Sample(_) | Want::Score { .. } | Want::Logits => Judged::of(row()?).answer(&ask.want, scratch),
         });
     }
     Ok(answers)
-}
-
-fn scored(logits: &[f32], token: u32, top: u8) -> RowAnswer {
-    score(logits, token, top.into()).map_or(RowAnswer::NotFinite, RowAnswer::Score)
-}
-
-fn sampled(logits: &[f32], ask: &SampleAsk, scratch: &mut Scratch) -> RowAnswer {
-    let draw =
-        Draw { temperature: ask.temperature, top_k: ask.top_k as usize, top_p: ask.top_p, min_p: ask.min_p, u: ask.u };
-    let adjusted = if ask.adjustments.is_off() {
-        logits
-    } else {
-        let adjustments = &ask.adjustments;
-        let changes = Changes {
-            repetition: adjustments.repetition,
-            frequency: adjustments.frequency,
-            presence: adjustments.presence,
-            bias: &adjustments.bias,
-            banned: &adjustments.banned,
-        };
-        scratch.adjusted.clear();
-        scratch.adjusted.extend_from_slice(logits);
-        changes.apply(&mut scratch.adjusted, adjustments.seen.iter().map(|seen| (seen.token, seen.in_answer)));
-        &scratch.adjusted
-    };
-    match draw.pick(adjusted, &mut scratch.candidates) {
-        Some(token) => scored(logits, token, ask.top),
-        None => RowAnswer::NotFinite,
-    }
 }

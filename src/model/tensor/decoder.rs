@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
-    answer::{Scratch, answer},
+    answer::answer,
     attention::{Attention, Step},
     kv::KvPools,
     linear::Linear,
@@ -18,7 +18,7 @@ use crate::{
     config::Dtype,
     model::{
         BaseWeights, Batch, KvShape, LanguageModel, LoadError, ModelShape, Packer, Projection, StepError, StepOutput,
-        rope::Rotary, weights::Weights,
+        judge::Scratch, rope::Rotary, weights::Weights,
     },
     terms::Digest,
 };

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::{
-    model::{AdapterRows, LoraAdapter, Matrix, ModelShape, PackError, Packer, Projection, Site, SiteDelta, StepError},
+    model::{
+        AdapterRows, LoraAdapter, Matrix, ModelShape, PackError, Packer, Projection, Site, SiteDelta, StepError,
+        plain::PlainDelta,
+    },
     terms::{AdapterVersion, Digest},
 };
 
@@ -168,47 +171,11 @@ impl Packer for TensorPacker {
 
 impl TensorPacker {
     fn low_rank(&self, site: Site, delta: SiteDelta) -> std::result::Result<(usize, Projection, LowRank), PackError> {
-        let unsupported = |what| PackError::Unsupported { site: site.to_string(), what };
-        let (out, input) =
-            self.shape.site_shape(site).ok_or_else(|| PackError::NoSuchSite { site: site.to_string() })?;
-        let (layer, projection) = match site {
-            Site::Layer { layer, projection } => (usize::from(layer), projection),
-            Site::Embedding => return Err(unsupported("a change of the embedding")),
-            Site::Head => return Err(unsupported("a change of the output head")),
+        let PlainDelta { layer, projection, a, b, scale } = PlainDelta::of(&self.shape, site, delta)?;
+        let place = |matrix: Matrix| {
+            Tensor::from_vec(matrix.values.to_f32(), (matrix.rows, matrix.cols), &self.device)
+                .map_err(|error| PackError::Device(error.to_string()))
         };
-        let (a, b, scale) = match delta {
-            SiteDelta::LowRank { lora_bias: Some(_), .. } => return Err(unsupported("lora_bias")),
-            SiteDelta::LowRank { base_bias: Some(_), .. } => return Err(unsupported("a trained bias")),
-            SiteDelta::LowRank { gain: Some(_), .. } => return Err(unsupported("DoRA's magnitude")),
-            SiteDelta::LowRank { a, b, scale, lora_bias: None, base_bias: None, gain: None } => (a, b, scale),
-            SiteDelta::Bias(_) => return Err(unsupported("a trained bias")),
-            SiteDelta::Full(_) => return Err(unsupported("a whole matrix")),
-            SiteDelta::EmbedLowRank { .. } => return Err(unsupported("a change of the embedding")),
-            SiteDelta::TokenRows { .. } => return Err(unsupported("trained tokens")),
-        };
-        let rank = a.rows.max(1);
-        let a = self.matrix(site, "A", a, (rank, input))?;
-        let b = self.matrix(site, "B", b, (out, rank))?;
-        Ok((layer, projection, LowRank { a, b, scale: f64::from(scale) }))
-    }
-
-    fn matrix(
-        &self,
-        site: Site,
-        what: &'static str,
-        matrix: Matrix,
-        expected: (usize, usize),
-    ) -> std::result::Result<Tensor, PackError> {
-        let (rows, cols) = expected;
-        if (matrix.rows, matrix.cols) != expected || matrix.values.len() != rows * cols {
-            return Err(PackError::Shape {
-                site: site.to_string(),
-                what,
-                got: vec![matrix.rows, matrix.cols],
-                expected: vec![rows, cols],
-            });
-        }
-        Tensor::from_vec(matrix.values.to_f32(), expected, &self.device)
-            .map_err(|error| PackError::Device(error.to_string()))
+        Ok((layer, projection, LowRank { a: place(a)?, b: place(b)?, scale: f64::from(scale) }))
     }
 }

@@ -48,15 +48,30 @@ impl Weights {
         self.tensors.get(name).map(|tensor| tensor.shape.as_slice())
     }
 
+    /// Takes out a matrix as it is stored; [`Weights::rows`] reads it.
+    ///
+    /// # Errors
+    /// [`LoadError::MissingTensor`], [`LoadError::TensorShape`].
+    pub fn take_stored(&mut self, name: &str, shape: &[usize]) -> Result<StoredTensor, LoadError> {
+        let tensor = self.tensors.remove(name).ok_or_else(|| LoadError::MissingTensor(name.to_owned()))?;
+        match tensor.shape == shape {
+            true => Ok(tensor),
+            false => Err(LoadError::TensorShape { name: name.to_owned(), got: tensor.shape, expected: shape.to_vec() }),
+        }
+    }
+
+    /// The encoded bytes of each row of a matrix that has been taken out, in Hugging Face's order of rows.
+    pub fn rows<'a>(&'a self, tensor: &StoredTensor) -> EncodedRows<'a> {
+        let (bytes, rows) = (&self.files[tensor.file].bytes[tensor.span.clone()], tensor.shape[0].max(1));
+        EncodedRows { bytes, rows, row_bytes: bytes.len() / rows, interleaved_heads: tensor.interleaved_heads }
+    }
+
     /// Takes out a tensor as `f32`, row-major.
     ///
     /// # Errors
     /// [`LoadError::MissingTensor`], [`LoadError::TensorShape`].
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
-        let tensor = self.tensors.remove(name).ok_or_else(|| LoadError::MissingTensor(name.to_owned()))?;
-        if tensor.shape != shape {
-            return Err(LoadError::TensorShape { name: name.to_owned(), got: tensor.shape, expected: shape.to_vec() });
-        }
+        let tensor = self.take_stored(name, shape)?;
         let mut values = vec![0.0; shape.iter().product()];
         dequant::decode(tensor.encoding, &self.files[tensor.file].bytes[tensor.span], &mut values);
         match tensor.interleaved_heads {
@@ -98,16 +113,36 @@ impl Weights {
     }
 }
 
+/// A matrix's rows as the file encodes them.
+pub struct EncodedRows<'a> {
+    bytes: &'a [u8],
+    rows: usize,
+    row_bytes: usize,
+    interleaved_heads: Option<usize>,
+}
+
+impl<'a> EncodedRows<'a> {
+    /// Row `row` of the matrix, wherever the file has it.
+    pub fn row(&self, row: usize) -> &'a [u8] {
+        let stored = self.interleaved_heads.map_or(row, |heads| stored_row(row, self.rows, heads));
+        &self.bytes[stored * self.row_bytes..(stored + 1) * self.row_bytes]
+    }
+}
+
 /// Undoes the row order of llama.cpp's converter for rotary queries and keys: its row `h, 2j + s` is row `h, s·d/2 + j` of
 /// the original, with `d` rows in each head.
+fn stored_row(row: usize, rows: usize, heads: usize) -> usize {
+    let head_rows = rows / heads;
+    let (head, within) = (row / head_rows, row % head_rows);
+    let (half, pair) = (within / (head_rows / 2), within % (head_rows / 2));
+    head * head_rows + 2 * pair + half
+}
+
 fn uninterleave(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
     let width = values.len() / rows;
-    let head_rows = rows / heads;
     let mut ordered = Vec::with_capacity(values.len());
     for row in 0..rows {
-        let (head, within) = (row / head_rows, row % head_rows);
-        let (half, pair) = (within / (head_rows / 2), within % (head_rows / 2));
-        let stored = head * head_rows + 2 * pair + half;
+        let stored = stored_row(row, rows, heads);
         ordered.extend_from_slice(&values[stored * width..(stored + 1) * width]);
     }
     ordered

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tunegate::{
     adapters::{AdapterLimits, BaseIdentity},
     config::Dtype,
-    model::{self, LoadOptions, Loaded, ModelSource},
+    model::{self, CpuOptions, LoadOptions, Loaded, ModelSource},
 };
 
 use crate::support::device_choice;
@@ -32,6 +32,7 @@ pub fn load(model: &str) -> Loaded {
         kv_bytes: 64 << 20,
         block_tokens: 16,
         max_model_len: None,
+        cpu: CpuOptions { exact: true, ..CpuOptions::default() },
     };
     model::load(&source, &options).unwrap()
 }

@@ -13,7 +13,7 @@ use tunegate::{
     adapters::{AdapterLimits, folder::AdapterFiles, peft},
     config::{Dtype, EngineConfig},
     engine::{Event, Work},
-    model::{self, Batch, KvShape, LanguageModel, LoadOptions, LoraAdapter, ModelSource},
+    model::{self, Batch, CpuOptions, KvShape, LanguageModel, LoadOptions, LoraAdapter, ModelSource},
     terms::FinishReason,
 };
 
@@ -90,6 +90,7 @@ impl Llama {
             kv_bytes: blocks * block_bytes,
             block_tokens: 16,
             max_model_len: Some(176),
+            cpu: CpuOptions { exact: true, ..CpuOptions::default() },
         };
         let loaded = model::load(&source, &options).expect("the model loads");
         assert_eq!(loaded.decoder.kv_shape().blocks as u64, blocks);

@@ -6,8 +6,8 @@ use tunegate::{
     adapters::{AdapterLimits, folder::AdapterFiles, peft},
     config::Dtype,
     model::{
-        AdapterRows, Adjustments, Batch, LoadOptions, Loaded, LoraAdapter, ModelSource, RowAnswer, RowAsk, SampleAsk,
-        SequenceRows, Site, SiteDelta, StepOutput, Want, load,
+        AdapterRows, Adjustments, Batch, CpuDecoder, CpuOptions, LoadOptions, Loaded, LoraAdapter, ModelSource,
+        RowAnswer, RowAsk, SampleAsk, SequenceRows, Site, SiteDelta, StepOutput, Want, load,
     },
     terms::TokenScore,
 };
@@ -16,6 +16,15 @@ use super::golden::{Answer, Greedy};
 use crate::support::device_choice;
 
 const LIMITS: AdapterLimits = AdapterLimits { max_rank: 64, max_file_bytes: 64 << 20 };
+
+/// The decoders that are held to the oracle's numbers.
+pub const EXACT: [CpuOptions; 2] = [on(CpuDecoder::Tensor, true), on(CpuDecoder::Fused, true)];
+
+pub const FAST: CpuOptions = on(CpuDecoder::Fused, false);
+
+const fn on(decoder: CpuDecoder, exact: bool) -> CpuOptions {
+    CpuOptions { decoder, exact, threads: Some(2) }
+}
 
 pub struct Desk {
     pub loaded: Loaded,
@@ -47,11 +56,11 @@ struct Running<'a> {
 }
 
 impl Desk {
-    pub fn open(path: &Path, max_model_len: usize) -> Self {
-        Self::open_with(path, max_model_len, 4)
+    pub fn open(path: &Path, max_model_len: usize, cpu: CpuOptions) -> Self {
+        Self::open_with(path, max_model_len, 4, cpu)
     }
 
-    pub fn open_with(path: &Path, max_model_len: usize, block_tokens: usize) -> Self {
+    pub fn open_with(path: &Path, max_model_len: usize, block_tokens: usize, cpu: CpuOptions) -> Self {
         let source = ModelSource::detect(path).unwrap_or_else(|error| panic!("{error}"));
         let options = LoadOptions {
             device: device_choice(),
@@ -59,6 +68,7 @@ impl Desk {
             kv_bytes: 64 << 20,
             block_tokens,
             max_model_len: Some(max_model_len),
+            cpu,
         };
         let loaded = load(&source, &options).unwrap_or_else(|error| panic!("{error}"));
         Self { loaded, output: StepOutput::default() }

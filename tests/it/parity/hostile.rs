@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use tunegate::{
     config::Dtype,
-    model::{LoadError, LoadOptions, ModelSource, load},
+    model::{CpuOptions, LoadError, LoadOptions, ModelSource, load},
 };
 
 use super::golden;
@@ -21,6 +21,7 @@ fn options() -> LoadOptions {
         kv_bytes: 1 << 20,
         block_tokens: 16,
         max_model_len: Some(64),
+        cpu: CpuOptions::default(),
     }
 }
 

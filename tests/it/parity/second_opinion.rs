@@ -5,11 +5,14 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
 use tunegate::model::{Batch, RowAnswer, RowAsk, SequenceRows, StepOutput, Want};
 
-use super::{desk::Desk, golden};
+use super::{
+    desk::{Desk, EXACT},
+    golden,
+};
 
 #[test]
 fn logits_agree_with_candles_stock_llama() {
-    for model in ["llama", "llama3"] {
+    for (model, cpu) in ["llama", "llama3"].into_iter().flat_map(|model| EXACT.map(|cpu| (model, cpu))) {
         let folder = golden::path(&format!("models/{model}"));
         let config: LlamaConfig = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
         let config = config.into_config(false);
@@ -17,7 +20,7 @@ fn logits_agree_with_candles_stock_llama() {
         let weights = VarBuilder::from_buffered_safetensors(weights, DType::F32, &Device::Cpu).unwrap();
         let stock = Llama::load(weights, &config).unwrap();
         let mut cache = Cache::new(false, DType::F32, &config, &Device::Cpu).unwrap();
-        let mut desk = Desk::open(&folder, 256);
+        let mut desk = Desk::open(&folder, 256, cpu);
         for length in [1, 2, 17, 100] {
             let tokens: Vec<u32> = (0..length).map(|i| (i * 37 + 11) % 500 + 3).collect();
             let input = Tensor::new(tokens.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();

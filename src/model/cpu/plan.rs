@@ -1,0 +1,148 @@
+//! What a batch means for a step, worked out once and used by every layer.
+
+use super::{Class, adapter::CpuAdapter};
+use crate::{
+    kernels::attention::{Reach, partial_len, splits},
+    model::{AdapterRows, Batch, ModelShape, StepError, rope::Rotary},
+    terms::Digest,
+};
+
+/// Queries that one piece of attention work takes, at most, unless a single row has more.
+const PIECE_QUERIES: usize = 48;
+
+/// With fewer pieces than this for each thread, single rows are split along their context.
+const PIECES_FOR_EACH_THREAD: usize = 8;
+
+/// One step's positions, adapters and attention work.
+pub struct Plan<'a> {
+    pub batch: &'a Batch,
+    pub rows: usize,
+    /// `[rows, head_dim / 2]` each.
+    pub cosines: Vec<f32>,
+    pub sines: Vec<f32>,
+    pub adapters: Vec<RowsOfAdapter<'a>>,
+    /// One for each sliding window in the model.
+    windows: Vec<(Option<usize>, WindowPlan)>,
+}
+
+pub struct RowsOfAdapter<'a> {
+    pub weights: &'a CpuAdapter,
+    pub rows: &'a [u32],
+}
+
+/// The attention work of every layer with one window.
+pub struct WindowPlan {
+    pub pieces: Vec<Piece>,
+    /// Where each piece's partial results begin, and the end.
+    pub bounds: Vec<usize>,
+    /// `[kv_heads, rows]`
+    places: Vec<Place>,
+}
+
+/// Some rows of one sequence, for one key head.
+pub struct Piece {
+    pub sequence: usize,
+    pub first_row: usize,
+    pub rows: usize,
+    pub kv_head: usize,
+    pub splits: std::ops::Range<usize>,
+}
+
+/// Where a row's partial results for one key head are.
+#[derive(Clone, Copy, Default)]
+pub struct Place {
+    pub at: usize,
+    pub parts: usize,
+    /// From one part to the next.
+    pub stride: usize,
+}
+
+impl<'a> Plan<'a> {
+    /// For a batch that has been checked.
+    ///
+    /// # Errors
+    /// [`StepError::ForeignAdapter`] if an adapter was packed for another decoder or another base.
+    pub fn new(
+        batch: &'a Batch,
+        shape: &ModelShape,
+        rotary: &Rotary,
+        (base, class): (Digest, Class),
+        threads: usize,
+    ) -> Result<Self, StepError> {
+        let used = batch.adapters.iter().filter(|adapter| !adapter.rows.is_empty());
+        let adapters = used.map(|AdapterRows { rows, weights }| {
+            let fits = |weights: &&CpuAdapter| weights.base == base && weights.class == class;
+            let weights = weights.packed::<CpuAdapter>().filter(fits).ok_or(StepError::ForeignAdapter)?;
+            Ok(RowsOfAdapter { weights, rows })
+        });
+        let adapters = adapters.collect::<Result<_, StepError>>()?;
+        let (cosines, sines) = rotary.at(&batch.positions);
+        let mut windows: Vec<(Option<usize>, WindowPlan)> = Vec::new();
+        for &window in &shape.window {
+            if !windows.iter().any(|(other, _)| *other == window) {
+                windows.push((window, WindowPlan::new(batch, shape, window, threads)));
+            }
+        }
+        Ok(Self { batch, rows: batch.rows(), cosines, sines, adapters, windows })
+    }
+
+    pub fn window(&self, window: Option<usize>) -> &WindowPlan {
+        let found = self.windows.iter().find(|(other, _)| *other == window);
+        &found.expect("a plan is made for every window of the shape").1
+    }
+
+    /// What a piece of work sees.
+    pub fn reach(&self, piece: &Piece, window: Option<usize>) -> Reach<'a> {
+        Reach {
+            blocks: &self.batch.sequences[piece.sequence].blocks,
+            first_position: self.batch.positions[piece.first_row] as usize,
+            window,
+            splits: piece.splits.clone(),
+        }
+    }
+
+    /// Numbers that partial results take, at most over all windows.
+    pub fn partials(&self) -> usize {
+        self.windows.iter().filter_map(|(_, plan)| plan.bounds.last().copied()).max().unwrap_or(0)
+    }
+}
+
+impl WindowPlan {
+    fn new(batch: &Batch, shape: &ModelShape, window: Option<usize>, threads: usize) -> Self {
+        let shared = shape.heads / shape.kv_heads;
+        let at_once = (PIECE_QUERIES / shared).max(1);
+        let chunks: usize = batch.sequences.iter().map(|sequence| (sequence.rows as usize).div_ceil(at_once)).sum();
+        let split = chunks * shape.kv_heads < PIECES_FOR_EACH_THREAD * threads;
+        let length = shared * partial_len(shape.head_dim);
+        let mut plan = Self { pieces: Vec::new(), bounds: vec![0], places: Vec::new() };
+        plan.places.resize(shape.kv_heads * batch.rows(), Place::default());
+        let mut at = 0;
+        for kv_head in 0..shape.kv_heads {
+            for (index, sequence) in batch.sequences.iter().enumerate() {
+                let (start, count) = (sequence.first_row as usize, sequence.rows as usize);
+                for first_row in (start..start + count).step_by(at_once) {
+                    let rows = at_once.min(start + count - first_row);
+                    let position = batch.positions[first_row] as usize;
+                    let seen = splits(position..position + rows, window);
+                    // A part holds all splits or one; see `attention::join`.
+                    let parts = if split && rows == 1 { seen.len() } else { 1 };
+                    for row in 0..rows {
+                        let place = Place { at: at + row * length, parts, stride: length };
+                        plan.places[kv_head * batch.rows() + first_row + row] = place;
+                    }
+                    for part in 0..parts {
+                        let splits = if parts == 1 { seen.clone() } else { seen.start + part..seen.start + part + 1 };
+                        plan.pieces.push(Piece { sequence: index, first_row, rows, kv_head, splits });
+                        at += rows * length;
+                        plan.bounds.push(at);
+                    }
+                }
+            }
+        }
+        plan
+    }
+
+    pub fn place(&self, kv_head: usize, rows: usize, row: usize) -> Place {
+        self.places[kv_head * rows + row]
+    }
+}
