@@ -1,6 +1,7 @@
 //! `tunegate bench`: drives a running server, or starts one, and prints what its clients would see.
 
 mod client;
+mod engine;
 mod report;
 
 use std::{
@@ -20,12 +21,18 @@ use super::started::Started;
 
 /// Measure a server with streamed completions of fixed length
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Examples:
   tunegate bench --concurrency 8                       eight streams on the base of a running server
   tunegate bench --concurrency 8 --adapters 8          eight streams on eight different adapters
-  tunegate bench --start models/demo.gguf --json out.json -- --adapter-dir adapters")]
+  tunegate bench --start models/demo.gguf --json out.json -- --adapter-dir adapters
+  tunegate bench engine models/demo.gguf --profile     where a step of the decoder goes, without a server"
+)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// The server to drive
     #[arg(long, default_value = "http://127.0.0.1:8000", conflicts_with = "start")]
     url: String,
@@ -71,8 +78,17 @@ pub struct BenchArgs {
     serve: Vec<String>,
 }
 
+/// A part that is measured by itself.
+#[derive(Debug, clap::Subcommand)]
+enum Part {
+    Engine(engine::EngineArgs),
+}
+
 /// Runs the measurement and prints it. An error is one line for a person.
 pub fn run(args: BenchArgs) -> Result<(), String> {
+    if let Some(Part::Engine(args)) = &args.part {
+        return engine::run(args);
+    }
     let started = args.start.as_deref().map(|model| Started::spawn(model, &args.serve)).transpose()?;
     let url = started.as_ref().map_or(args.url.as_str(), Started::url);
     let target = Target {

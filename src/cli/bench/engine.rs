@@ -1,0 +1,285 @@
+//! `tunegate bench engine`: steps of the decoder by themselves, and where their time goes.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use serde::Serialize;
+
+use crate::{
+    model::{
+        self, AdapterRows, Adjustments, Batch, Costs, CpuDecoder, CpuOptions, DeviceChoice, LoadOptions, Loaded,
+        LoraAdapter, Matrix, ModelSource, Phase, RowAsk, SampleAsk, SequenceRows, SiteDelta, StepOutput, Timings, Want,
+        lora::Values,
+    },
+    terms::{AdapterVersion, Digest},
+};
+
+/// Measure steps of the CPU decoder without a server: one stream, several, several adapters, a prompt
+#[derive(Debug, clap::Args)]
+pub struct EngineArgs {
+    /// A GGUF file or a Hugging Face folder
+    model: PathBuf,
+    /// Compute in f32 throughout
+    #[arg(long)]
+    exact: bool,
+    /// Compute threads; one for each core by default
+    #[arg(long, value_name = "COUNT", value_parser = threads)]
+    cpu_threads: Option<usize>,
+    /// Streams beside a single one
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(2..=256))]
+    streams: u16,
+    /// Rank of the adapters of random weights, on all projections
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    rank: u16,
+    /// Tokens before the first measured one
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    prompt_tokens: u16,
+    /// Measured steps
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    steps: u16,
+    /// Show where a step goes, by phase, beside what the machine can do, which is measured first
+    #[arg(long)]
+    profile: bool,
+    /// Write the figures to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|threads| (1..=1024).contains(threads))
+        .ok_or_else(|| "it is a number from 1 to 1024".into())
+}
+
+/// What is measured.
+struct Workload {
+    name: String,
+    streams: usize,
+    adapters: usize,
+    /// Rows of each stream in a step: 1 for answers, more for prompts.
+    rows: usize,
+}
+
+/// One workload's figures.
+#[derive(Serialize)]
+struct Figures {
+    workload: String,
+    tokens_per_second_median: f64,
+    tokens_per_second_best: f64,
+    step_ms_median: f64,
+    phases: Vec<PhaseFigures>,
+}
+
+/// A phase of a mean step.
+#[derive(Serialize)]
+struct PhaseFigures {
+    phase: &'static str,
+    microseconds: f64,
+    /// Of the step.
+    share: f64,
+    /// Of what can be read from memory in that time, and of what can be multiplied; where the phase reads weights.
+    memory_share: Option<f64>,
+    compute_share: Option<f64>,
+}
+
+/// Runs the measurement and prints it. An error is one line for a person.
+pub fn run(args: &EngineArgs) -> Result<(), String> {
+    let mut desk = Desk::open(args)?;
+    let costs = if args.profile { desk.loaded.decoder.costs().map_err(|error| error.to_string())? } else { None };
+    if let Some(costs) = &costs {
+        let (read, multiply) = (costs.read / 1e9, costs.multiply / 1e9);
+        println!(
+            "this machine: {read:.1} GB/s from memory, {multiply:.0} G multiply-adds/s in this model's main kernel"
+        );
+    }
+    let many = usize::from(args.streams);
+    let decode = |name: String, streams, adapters| Workload { name, streams, adapters, rows: 1 };
+    let workloads = [
+        decode("1 stream, base".to_owned(), 1, 0),
+        decode("1 stream, 1 adapter".to_owned(), 1, 1),
+        decode(format!("{many} streams, base"), many, 0),
+        decode(format!("{many} streams, 1 adapter"), many, 1),
+        decode(format!("{many} streams, {many} adapters"), many, many),
+        Workload { name: "prompt, 512 rows a step".to_owned(), streams: 1, adapters: 0, rows: 512 },
+    ];
+    let mut all = Vec::new();
+    for workload in &workloads {
+        let figures = desk.measure(workload, costs.as_ref())?;
+        show(&figures);
+        all.push(figures);
+    }
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&all).map_err(|error| error.to_string())?;
+        std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn show(figures: &Figures) {
+    println!(
+        "{:28} {:7.1} tokens/s median, {:7.1} best; {:.2} ms a step",
+        figures.workload, figures.tokens_per_second_median, figures.tokens_per_second_best, figures.step_ms_median
+    );
+    for phase in &figures.phases {
+        let percent = |share: Option<f64>| share.map_or_else(String::new, |share| format!("{:5.1} %", 100.0 * share));
+        let (memory, compute) = (percent(phase.memory_share), percent(phase.compute_share));
+        let (name, micros, share) = (phase.phase, phase.microseconds, 100.0 * phase.share);
+        println!("  {name:10} {micros:9.0} µs {share:5.1} %   of memory {memory:>7}   of compute {compute:>7}");
+    }
+}
+
+/// The decoder, its adapters, and how it is asked.
+struct Desk {
+    loaded: Loaded,
+    adapters: Vec<Arc<LoraAdapter>>,
+    prompt: usize,
+    steps: usize,
+    blocks_each: usize,
+    output: StepOutput,
+}
+
+const BLOCK_TOKENS: usize = 32;
+const PROMPT_ROWS: usize = 512;
+
+impl Desk {
+    fn open(args: &EngineArgs) -> Result<Self, String> {
+        let source = ModelSource::detect(&args.model).map_err(|error| error.to_string())?;
+        let shape = model::shape_of(&source).map_err(|error| error.to_string())?;
+        let (prompt, steps) = (usize::from(args.prompt_tokens), usize::from(args.steps));
+        let blocks_each = (prompt + steps).max(PROMPT_ROWS).div_ceil(BLOCK_TOKENS);
+        let position = 2 * shape.layers * shape.kv_heads * shape.head_dim * size_of::<f32>();
+        let cpu = CpuOptions { decoder: CpuDecoder::Fused, exact: args.exact, threads: args.cpu_threads };
+        let options = LoadOptions {
+            device: DeviceChoice::Cpu,
+            dtype: None,
+            kv_bytes: (position * blocks_each * BLOCK_TOKENS * usize::from(args.streams)) as u64,
+            block_tokens: BLOCK_TOKENS,
+            max_model_len: Some(blocks_each * BLOCK_TOKENS),
+            cpu,
+        };
+        let began = Instant::now();
+        let loaded = model::load(&source, &options).map_err(|error| error.to_string())?;
+        println!("loaded in {:.2} s", began.elapsed().as_secs_f64());
+        let adapters = (0..usize::from(args.streams))
+            .map(|seed| adapter(&loaded, seed, usize::from(args.rank)))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { loaded, adapters, prompt, steps, blocks_each, output: StepOutput::default() })
+    }
+
+    /// Reads a prompt in each stream, then measures steps.
+    fn measure(&mut self, workload: &Workload, costs: Option<&Costs>) -> Result<Figures, String> {
+        let answers = workload.rows == 1;
+        if answers {
+            for stream in 0..workload.streams {
+                let mut batch = Batch::default();
+                self.extend(&mut batch, stream, 0, self.prompt);
+                self.forward(&batch)?;
+            }
+        }
+        let steps = if answers { self.steps } else { 5 };
+        let mut seconds = Vec::with_capacity(steps);
+        self.loaded.decoder.take_timings();
+        for step in 0..steps {
+            let position = if answers { self.prompt + step } else { 0 };
+            let batch = self.batch(workload, position);
+            let began = Instant::now();
+            self.forward(&batch)?;
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+        let timings = self.loaded.decoder.take_timings();
+        seconds.sort_by(f64::total_cmp);
+        let rows = (workload.streams * workload.rows) as f64;
+        let median = seconds[seconds.len() / 2];
+        Ok(Figures {
+            workload: workload.name.clone(),
+            tokens_per_second_median: rows / median,
+            tokens_per_second_best: rows / seconds[0],
+            step_ms_median: 1e3 * median,
+            phases: costs
+                .zip(timings)
+                .map_or_else(Vec::new, |(costs, timings)| phases(costs, &timings, rows, workload.streams as f64)),
+        })
+    }
+
+    fn batch(&self, workload: &Workload, position: usize) -> Batch {
+        let mut batch = Batch::default();
+        for stream in 0..workload.streams {
+            self.extend(&mut batch, stream, position, workload.rows);
+            batch.asks.push(RowAsk { row: batch.rows() as u32 - 1, want: greedy() });
+        }
+        for (place, weights) in self.adapters.iter().take(workload.adapters).enumerate() {
+            let rows = (place..workload.streams).step_by(workload.adapters).map(|row| row as u32).collect();
+            batch.adapters.push(AdapterRows { rows, weights: Arc::clone(weights) });
+        }
+        batch
+    }
+
+    /// Adds `rows` rows of one stream, from `position` on.
+    fn extend(&self, batch: &mut Batch, stream: usize, position: usize, rows: usize) {
+        let first_row = batch.rows() as u32;
+        let vocab = self.loaded.shape.vocab;
+        for position in position..position + rows {
+            batch.tokens.push(((stream * 7919 + position * 104_729 + 11) % vocab) as u32);
+            batch.positions.push(position as u32);
+        }
+        let first_block = (stream * self.blocks_each) as u32;
+        let blocks = (first_block..first_block + self.blocks_each as u32).collect();
+        batch.sequences.push(SequenceRows { first_row, rows: rows as u32, blocks });
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<(), String> {
+        self.loaded.decoder.forward(batch, &mut self.output).map_err(|error| error.to_string())
+    }
+}
+
+fn greedy() -> Want {
+    Want::Sample(Box::new(SampleAsk {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        u: 0.0,
+        adjustments: Adjustments::default(),
+        top: 0,
+    }))
+}
+
+/// An adapter of small weights on every projection of every layer.
+fn adapter(loaded: &Loaded, seed: usize, rank: usize) -> Result<Arc<LoraAdapter>, String> {
+    let matrix = |rows: usize, cols: usize| {
+        let value = |index: usize| ((index * 31 + seed * 7) % 17) as f32 * 1e-3 - 8e-3;
+        Matrix { rows, cols, values: Values::F32((0..rows * cols).map(value).collect()) }
+    };
+    let low_rank = |out, input| SiteDelta::LowRank {
+        a: matrix(rank, input),
+        b: matrix(out, rank),
+        scale: 1.0,
+        lora_bias: None,
+        base_bias: None,
+        gain: None,
+    };
+    let shape = &loaded.shape;
+    let sites =
+        shape.layer_sites().filter_map(|site| shape.site_shape(site).map(|(out, input)| (site, low_rank(out, input))));
+    let version = AdapterVersion(Digest::of(&seed.to_le_bytes()));
+    loaded.packer.pack(version, sites.collect()).map(Arc::new).map_err(|error| error.to_string())
+}
+
+/// The mean step by phase, with the share of the machine's limits that each reaches. `asked` of its `rows` went through the
+/// head.
+fn phases(costs: &Costs, timings: &Timings, rows: f64, asked: f64) -> Vec<PhaseFigures> {
+    let total: f64 = timings.phases.iter().map(|(_, micros)| micros).sum();
+    let figures = |&(phase, micros): &(Phase, f64)| {
+        let each = micros / timings.steps.max(1) as f64;
+        let weights = costs.weights.iter().find(|weights| weights.phase == phase).filter(|_| each > 0.0);
+        let rows = if phase == Phase::Head { asked } else { rows };
+        PhaseFigures {
+            phase: phase.name(),
+            microseconds: each,
+            share: micros / total.max(f64::MIN_POSITIVE),
+            memory_share: weights.map(|weights| weights.bytes as f64 / (each * 1e-6) / costs.read),
+            compute_share: weights.map(|weights| rows * weights.values as f64 / (each * 1e-6) / costs.multiply),
+        }
+    };
+    timings.phases.iter().map(figures).filter(|phase| phase.microseconds > 0.0).collect()
+}
