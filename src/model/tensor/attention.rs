@@ -3,9 +3,10 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{
+    deltas::StepDeltas,
     kv::KvPools,
     linear::Linear,
-    lora::StepDeltas,
+    ops,
     plan::{Group, Plan},
 };
 use crate::model::ModelShape;
@@ -41,15 +42,13 @@ impl Attention {
         let queries = self.placed(queries, shape.heads, norms.map(|norms| &norms.0), step)?;
         let keys = self.placed(keys, shape.kv_heads, norms.map(|norms| &norms.1), step)?;
         step.pools.write(layer, &step.plan.slots, &keys, &values)?;
-        let queries = (queries * (shape.head_dim as f64).powf(-0.5))?;
+        let queries = ops::affine(&queries, (shape.head_dim as f64).powf(-0.5), 0.0)?;
         let window = step.plan.window(self.window);
-        let mut outputs = Vec::with_capacity(window.groups.len());
-        for group in &window.groups {
-            outputs.push(attend(&queries, group, layer, step)?);
-        }
-        let outputs = if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(&outputs, 0)? };
+        let outputs: Vec<Tensor> =
+            window.groups.iter().map(|group| attend(&queries, group, layer, step)).collect::<Result<_>>()?;
+        let outputs = ops::join(&outputs, 0)?;
         let outputs = match &window.restore {
-            Some(places) => outputs.index_select(places, 0)?,
+            Some(places) => ops::select(&outputs, places)?,
             None => outputs,
         };
         Ok(self.output.forward(&outputs, layer, step.deltas)?.remove(0))
@@ -60,12 +59,12 @@ impl Attention {
         let (rows, head_dim) = (x.dim(0)?, step.shape.head_dim);
         let x = x.reshape((rows * heads, head_dim))?;
         let x = match norm {
-            Some(weight) => candle_nn::ops::rms_norm(&x, weight, step.shape.norm_eps as f32)?,
+            Some(weight) => ops::rms_norm(&x, weight, step.shape.norm_eps)?,
             None => x,
         };
         let x = if self.rotary {
             let (cosines, sines) = &step.plan.rotation;
-            candle_nn::rotary_emb::rope_thd(&x.reshape((1, rows, heads, head_dim))?, cosines, sines)?
+            ops::rope(&x.reshape((1, rows, heads, head_dim))?, cosines, sines)?
         } else {
             x
         };
@@ -79,29 +78,23 @@ fn attend(queries: &Tensor, group: &Group, layer: usize, step: &Step) -> Result<
     let shared = step.shape.heads / kv_heads;
     let (pieces, rows, keys) = (group.pieces, group.rows, group.keys);
     let queries = match &group.select {
-        Some(select) => queries.index_select(select, 0)?,
+        Some(select) => ops::select(queries, select)?,
         None => queries.clone(),
     };
     // The query heads that share a key head become rows of one product, so keys are never repeated.
-    let queries = queries.reshape((pieces, rows, kv_heads, shared, head_dim))?.permute((0, 2, 3, 1, 4))?.reshape((
-        pieces * kv_heads,
-        shared * rows,
-        head_dim,
-    ))?;
+    let queries = queries.reshape((pieces, rows, kv_heads, shared, head_dim))?.permute((0, 2, 3, 1, 4))?;
+    let queries = ops::reshape(&queries, (pieces * kv_heads, shared * rows, head_dim))?;
     let (key_rows, value_rows) = step.pools.read(layer, &group.places)?;
     let key_rows = key_rows.reshape((pieces * kv_heads, keys, head_dim))?;
     let value_rows = value_rows.reshape((pieces * kv_heads, keys, head_dim))?;
-    let scores = queries.matmul(&key_rows.t()?)?.to_dtype(DType::F32)?;
+    let scores = ops::cast(&ops::matmul(&queries, &key_rows.t()?)?, DType::F32)?;
     let scores = scores.reshape((pieces, kv_heads * shared, rows, keys))?;
     let scores = match &group.mask {
-        Some(mask) => scores.broadcast_add(mask)?,
+        Some(mask) => ops::add(&scores, mask)?,
         None => scores,
     };
-    let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(value_rows.dtype())?;
-    weights
-        .reshape((pieces * kv_heads, shared * rows, keys))?
-        .matmul(&value_rows)?
-        .reshape((pieces, kv_heads, shared, rows, head_dim))?
-        .permute((0, 3, 1, 2, 4))?
-        .reshape((pieces * rows, kv_heads * shared * head_dim))
+    let weights = ops::cast(&ops::softmax(&scores)?, value_rows.dtype())?;
+    let mixed = ops::matmul(&weights.reshape((pieces * kv_heads, shared * rows, keys))?, &value_rows)?;
+    let mixed = mixed.reshape((pieces, kv_heads, shared, rows, head_dim))?.permute((0, 3, 1, 2, 4))?;
+    ops::reshape(&mixed, (pieces * rows, kv_heads * shared * head_dim))
 }

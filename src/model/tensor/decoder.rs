@@ -3,16 +3,20 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
+use tracing::trace;
 
 use super::{
-    answer::answer,
+    answer::{Scoring, answer},
     attention::{Attention, Step},
+    deltas::StepDeltas,
     kv::KvPools,
     linear::Linear,
-    lora::{StepDeltas, TensorPacker},
+    lora::TensorPacker,
     mlp::Mlp,
+    ops::{self, Counts},
     plan::Plan,
     rows::TensorRows,
+    stacks::Stacks,
 };
 use crate::{
     config::Dtype,
@@ -46,15 +50,24 @@ pub struct Layer {
 
 /// [`LanguageModel`] on candle tensors.
 pub struct TensorDecoder {
+    runner: Runner,
+    base: Digest,
+    stacks: Stacks,
+    scratch: Scratch,
+    /// What the last step did.
+    counts: Counts,
+}
+
+/// What stays as it is from step to step, but for the values in the KV pools.
+struct Runner {
     shape: ModelShape,
     kv: KvShape,
-    base: Digest,
     device: Device,
     dtype: DType,
     network: Arc<Network>,
     rotary: Rotary,
     pools: KvPools,
-    scratch: Scratch,
+    scoring: Scoring,
 }
 
 /// A decoder with what belongs to it.
@@ -99,45 +112,70 @@ pub fn assemble(
         rows: Arc::new(TensorRows(network.clone())),
         embedding: network.embedding.clone(),
         decoder: TensorDecoder {
-            rotary: Rotary::new(&shape.rope, shape.head_dim),
-            shape,
-            kv,
+            runner: Runner {
+                rotary: Rotary::new(&shape.rope, shape.head_dim),
+                scoring: Scoring::of(&device),
+                shape,
+                kv,
+                device,
+                dtype,
+                network,
+                pools,
+            },
             base,
-            device,
-            dtype,
-            network,
-            pools,
+            stacks: Stacks::default(),
             scratch: Scratch::default(),
+            counts: Counts::NONE,
         },
     })
 }
 
 impl LanguageModel for TensorDecoder {
     fn shape(&self) -> &ModelShape {
-        &self.shape
+        &self.runner.shape
     }
 
     fn kv_shape(&self) -> KvShape {
-        self.kv
+        self.runner.kv
     }
 
     fn forward(&mut self, batch: &Batch, out: &mut StepOutput) -> std::result::Result<(), StepError> {
         out.answers.clear();
-        batch.check(&self.shape, self.kv)?;
-        self.pools.copy(&batch.copies).map_err(device_failed)?;
+        Counts::take(); // What a step that failed has left.
+        let runner = &self.runner;
+        batch.check(&runner.shape, runner.kv)?;
+        runner.pools.copy(&batch.copies).map_err(device_failed)?;
         if batch.rows() == 0 {
             return Ok(());
         }
-        let deltas = StepDeltas::new(batch.rows(), &batch.adapters, self.base, &self.device)?;
-        self.run(batch, &deltas, out).map_err(device_failed)
+        let deltas = StepDeltas::new(batch.rows(), &batch.adapters, self.base, &mut self.stacks, &runner.device)?;
+        runner.run(batch, &deltas, &mut self.scratch, out).map_err(device_failed)?;
+        self.counts = Counts::take();
+        let Counts { uploads, upload_bytes, downloads, download_bytes, undecided, .. } = self.counts;
+        let (rows, operations) = (batch.rows(), self.counts.operations());
+        trace!(rows, operations, uploads, upload_bytes, downloads, download_bytes, undecided, "step");
+        Ok(())
     }
 }
 
+#[cfg(test)]
 impl TensorDecoder {
-    fn run(&mut self, batch: &Batch, deltas: &StepDeltas, out: &mut StepOutput) -> Result<()> {
+    /// Lets tests on a CPU take the way of other devices.
+    pub fn set_scoring(&mut self, scoring: Scoring) {
+        self.runner.scoring = scoring;
+    }
+
+    /// What the last step did.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+}
+
+impl Runner {
+    fn run(&self, batch: &Batch, deltas: &StepDeltas, scratch: &mut Scratch, out: &mut StepOutput) -> Result<()> {
         let plan = Plan::new(batch, &self.shape, self.kv, &self.rotary, self.dtype, &self.device)?;
         let step = Step { shape: &self.shape, plan: &plan, deltas, pools: &self.pools };
-        let mut x = self.network.embedding.index_select(&plan.tokens, 0)?;
+        let mut x = ops::select(&self.network.embedding, &plan.tokens)?;
         for (index, layer) in self.network.layers.iter().enumerate() {
             x = layer.forward(x, index, &step)?;
         }
@@ -145,9 +183,9 @@ impl TensorDecoder {
             return Ok(());
         }
         let rows: Vec<u32> = batch.asks.iter().map(|ask| ask.row).collect();
-        let asked = x.index_select(&Tensor::new(rows.as_slice(), &self.device)?, 0)?;
+        let asked = ops::select(&x, &ops::upload(&rows, rows.len(), &self.device)?)?;
         let asked = norm(&asked, &self.network.final_norm, &self.shape)?;
-        out.answers.extend(answer(&batch.asks, &asked, &self.network.head, &mut self.scratch)?);
+        out.answers.extend(answer(&batch.asks, &asked, &self.network.head, self.scoring, scratch)?);
         Ok(())
     }
 }
@@ -155,14 +193,14 @@ impl TensorDecoder {
 impl Layer {
     fn forward(&self, x: Tensor, index: usize, step: &Step) -> Result<Tensor> {
         let attended = self.attention.forward(&norm(&x, &self.attention_norm, step.shape)?, index, step)?;
-        let x = (x + attended)?;
+        let x = ops::add(&x, &attended)?;
         let fed = self.mlp.forward(&norm(&x, &self.mlp_norm, step.shape)?, index, step.deltas)?;
-        x + fed
+        ops::add(&x, &fed)
     }
 }
 
 fn norm(x: &Tensor, weight: &Tensor, shape: &ModelShape) -> Result<Tensor> {
-    candle_nn::ops::rms_norm(x, weight, shape.norm_eps as f32)
+    ops::rms_norm(x, weight, shape.norm_eps)
 }
 
 /// Takes tensors by Hugging Face's names and puts them on the device.

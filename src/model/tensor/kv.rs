@@ -1,7 +1,10 @@
 //! Keys and values of every layer, in pools of slots that blocks divide.
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::ops;
 use crate::model::{KvShape, ModelShape};
 
 /// One pool of keys and one of values for each layer, each `[slots, kv_heads · head_dim]`; slot `block · block_tokens + offset`
@@ -15,18 +18,27 @@ pub struct KvPools {
 
 impl KvPools {
     pub fn new(shape: &ModelShape, kv: KvShape, dtype: DType, device: &Device) -> Result<Self> {
-        let pool = || Tensor::zeros((kv.blocks * kv.block_tokens, shape.kv_heads * shape.head_dim), dtype, device);
+        let pool = || ops::zeros((kv.blocks * kv.block_tokens, shape.kv_heads * shape.head_dim), dtype, device);
         let layers = (0..shape.layers).map(|_| Ok((pool()?, pool()?))).collect::<Result<_>>()?;
         Ok(Self { layers, block_tokens: kv.block_tokens, head_dim: shape.head_dim })
     }
 
-    /// Copies whole blocks, in order.
+    /// Copies whole blocks as if one after the other, but in two operations for each pool, however many they are.
     pub fn copy(&self, copies: &[(u32, u32)]) -> Result<()> {
-        for &(from, to) in copies.iter().filter(|(from, to)| from != to) {
-            for pool in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
-                let block = pool.narrow(0, from as usize * self.block_tokens, self.block_tokens)?.force_contiguous()?;
-                pool.slice_set(&block, 0, to as usize * self.block_tokens)?;
-            }
+        let moves = resolved(copies);
+        let Some((first, _)) = self.layers.first().filter(|_| !moves.is_empty()) else { return Ok(()) };
+        let slots = |blocks: Vec<u32>| {
+            let length = self.block_tokens as u32;
+            blocks.into_iter().flat_map(|block| block * length..(block + 1) * length).collect::<Vec<u32>>()
+        };
+        let (to, from): (Vec<u32>, Vec<u32>) = moves.into_iter().unzip();
+        let (from, to) = (slots(from), slots(to));
+        let (rows, width) = (to.len(), first.dim(1)?);
+        let from = ops::upload(&from, rows, first.device())?;
+        let to = ops::upload(&to, (rows, 1), first.device())?;
+        let to = ops::contiguous(&to.broadcast_as((rows, width))?)?;
+        for pool in self.layers.iter().flat_map(|(keys, values)| [keys, values]) {
+            ops::scatter(pool, &to, &ops::select(pool, &from)?, 0)?;
         }
         Ok(())
     }
@@ -34,14 +46,37 @@ impl KvPools {
     /// Writes `[rows, kv_heads · head_dim]` keys and values in place; `slots` is each row's slot, repeated over its width.
     pub fn write(&self, layer: usize, slots: &Tensor, keys: &Tensor, values: &Tensor) -> Result<()> {
         let (key_pool, value_pool) = &self.layers[layer];
-        key_pool.scatter_set(slots, keys, 0)?;
-        value_pool.scatter_set(slots, values, 0)
+        ops::scatter(key_pool, slots, keys, 0)?;
+        ops::scatter(value_pool, slots, values, 0)
     }
 
     /// Keys and values at `places` (`slot · kv_heads + head`), each `[places, head_dim]`.
     pub fn read(&self, layer: usize, places: &Tensor) -> Result<(Tensor, Tensor)> {
         let (keys, values) = &self.layers[layer];
-        let read = |pool: &Tensor| pool.reshape(((), self.head_dim))?.index_select(places, 0);
+        let read = |pool: &Tensor| ops::select(&pool.reshape(((), self.head_dim))?, places);
         Ok((read(keys)?, read(values)?))
+    }
+}
+
+/// Which block holds what which other one held before all `copies`, (to, from), where the two differ.
+fn resolved(copies: &[(u32, u32)]) -> BTreeMap<u32, u32> {
+    let mut sources = BTreeMap::new();
+    for &(from, to) in copies {
+        let source = sources.get(&from).copied().unwrap_or(from);
+        sources.insert(to, source);
+    }
+    sources.retain(|to, from| to != from);
+    sources
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_in_a_chain_take_what_stood_at_its_head() {
+        let moves: Vec<(u32, u32)> =
+            resolved(&[(3, 5), (5, 9), (9, 9), (7, 3), (9, 3), (1, 2), (2, 1)]).into_iter().collect();
+        assert_eq!(moves, [(2, 1), (5, 3), (9, 3)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::lora::StepDeltas;
+use super::{deltas::StepDeltas, ops};
 use crate::model::Projection;
 
 /// One or more projections of the same input, held as one matrix.
@@ -22,9 +22,9 @@ impl Linear {
 
     /// Applies every projection to `x` (`[rows, in]`), giving `[rows, out]` for each.
     pub fn forward(&self, x: &Tensor, layer: usize, deltas: &StepDeltas) -> Result<Vec<Tensor>> {
-        let base = product(&self.weight, x)?;
+        let base = ops::product(&self.weight, x)?;
         let base = match &self.bias {
-            Some(bias) => base.broadcast_add(bias)?,
+            Some(bias) => ops::add(&base, bias)?,
             None => base,
         };
         let inputs = deltas.inputs(x, layer, self.parts.iter().map(|part| part.0))?;
@@ -49,19 +49,5 @@ impl Linear {
             start += width;
         }
         Ok(None)
-    }
-}
-
-/// `x · weightᵀ` for `x` of `[rows, in]` and `weight` of `[out, in]`.
-pub fn product(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
-        return x.matmul(&weight.t()?);
-    }
-    // On a CPU a transposed right side is packed anew in each call; with the weight on the left the same product takes half
-    // the time at 4 to 32 rows (`cargo bench --bench model`).
-    let transposed = weight.matmul(&x.t()?)?;
-    match x.dim(0)? {
-        1 => transposed.reshape((1, ())),
-        _ => transposed.t()?.contiguous(),
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{linear::Linear, lora::StepDeltas};
+use super::{deltas::StepDeltas, linear::Linear, ops};
 
 pub struct Mlp {
     /// Gate, then up.
@@ -14,7 +14,7 @@ impl Mlp {
     /// `[rows, hidden]` to the same.
     pub fn forward(&self, x: &Tensor, layer: usize, deltas: &StepDeltas) -> Result<Tensor> {
         let halves = self.gate_up.forward(x, layer, deltas)?;
-        let activated = (candle_nn::ops::silu(&halves[0])? * &halves[1])?;
+        let activated = ops::mul(&ops::silu(&halves[0])?, &halves[1])?;
         Ok(self.down.forward(&activated, layer, deltas)?.remove(0))
     }
 }

@@ -1,15 +1,30 @@
 //! The decoder on candle tensors: CUDA, Metal, and on a CPU the readable oracle that everything faster is compared with.
 //!
 //! On a CPU all is `f32`: weights are dequantized at load, and adapters keep their exact values.
+//!
+//! What a step costs a GPU is bounded by design, and held by counts that need none ([`ops`]): the number of operations grows
+//! neither with the adapters of a rank ([`deltas`], [`stacks`]) nor with sequences of similar length ([`plan`]); what goes
+//! up is indices, tables and sampling parameters; what comes down is scores ([`scores`]).
+//!
+//! Attention gathers keys and values from their blocks and takes ordinary products. `candle-flash-attn` has a paged kernel,
+//! but its build script clones CUTLASS from the network, so it is no dependency here.
 
 mod answer;
 mod attention;
+mod candidates;
 mod decoder;
+mod deltas;
+mod draw;
 mod kv;
 mod linear;
 mod lora;
 mod mlp;
+mod ops;
 mod plan;
 mod rows;
+mod scores;
+mod stacks;
+#[cfg(test)]
+mod tests;
 
 pub use decoder::{Parts, assemble, dtype};

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::ops;
 use crate::model::{Batch, KvShape, ModelShape, SequenceRows, rope::Rotary};
 
 /// Attention scores computed at once, at most: a quarter of a gigabyte in `f32`. Longer chunks are taken in pieces.
@@ -62,9 +63,9 @@ impl Plan {
         device: &Device,
     ) -> Result<Self> {
         let rows = batch.rows();
-        let tokens = Tensor::new(batch.tokens.as_slice(), device)?;
+        let tokens = ops::upload(&batch.tokens, rows, device)?;
         let (cosines, sines) = rotary.at(&batch.positions);
-        let table = |values| Tensor::from_vec(values, (rows, shape.head_dim / 2), device)?.to_dtype(dtype);
+        let table = |values: Vec<f32>| ops::cast(&ops::upload(&values, (rows, shape.head_dim / 2), device)?, dtype);
         let width = shape.kv_heads * shape.head_dim;
         let slots: Vec<u32> = batch
             .sequences
@@ -76,7 +77,7 @@ impl Plan {
                     .map(|&position| slot(sequence, position as usize, kv) as u32)
             })
             .collect();
-        let slots = Tensor::from_vec(slots, (rows, 1), device)?.broadcast_as((rows, width))?.contiguous()?;
+        let slots = ops::contiguous(&ops::upload(&slots, (rows, 1), device)?.broadcast_as((rows, width))?)?;
         let mut windows: Vec<(Option<usize>, WindowPlan)> = Vec::new();
         for &window in &shape.window {
             if !windows.iter().any(|(other, _)| *other == window) {
@@ -122,7 +123,7 @@ impl WindowPlan {
             .into_iter()
             .map(|(members, end)| {
                 let whole = in_order && end - start == batch.rows();
-                let select = if whole { None } else { Some(Tensor::new(&order[start..end], device)?) };
+                let select = if whole { None } else { Some(ops::upload(&order[start..end], end - start, device)?) };
                 start = end;
                 Group::new(members, select, shape, kv, window, device)
             })
@@ -132,7 +133,7 @@ impl WindowPlan {
         } else {
             let mut places = vec![0u32; order.len()];
             order.iter().enumerate().for_each(|(place, row)| places[*row as usize] = place as u32);
-            Some(Tensor::new(places.as_slice(), device)?)
+            Some(ops::upload(&places, places.len(), device)?)
         };
         Ok(Self { groups, restore })
     }
@@ -166,31 +167,42 @@ impl Group {
     ) -> Result<Self> {
         let rows = pieces[0].rows;
         let keys = pieces.iter().map(|piece| piece.keys).max().unwrap_or(0);
-        let mut places = Vec::with_capacity(pieces.len() * shape.kv_heads * keys);
+        let mut slots = Vec::with_capacity(pieces.len() * keys);
         for piece in pieces {
             // Padding points at the piece's own last key: another sequence's value, were it not a number, must not reach
             // this one even through a weight of zero.
-            let slots: Vec<usize> =
-                (0..keys).map(|key| slot(piece.sequence, piece.first_key + key.min(piece.keys - 1), kv)).collect();
-            for head in 0..shape.kv_heads {
-                places.extend(slots.iter().map(|slot| (slot * shape.kv_heads + head) as u32));
-            }
+            let own = |key: usize| slot(piece.sequence, piece.first_key + key.min(piece.keys - 1), kv) as u32;
+            slots.extend((0..keys).map(own));
         }
-        let sees = |piece: &Piece, row: usize, key: usize| {
-            let (own, other) = (piece.first_position + row, piece.first_key + key);
-            key < piece.keys && other <= own && window.is_none_or(|window| own - other < window)
-        };
-        let mut mask = Vec::with_capacity(pieces.len() * rows * keys);
-        for piece in pieces {
-            for row in 0..rows {
-                mask.extend((0..keys).map(|key| if sees(piece, row, key) { 0.0f32 } else { f32::NEG_INFINITY }));
-            }
-        }
-        let mask = match mask.iter().all(|value| *value == 0.0) {
+        // `slot · kv_heads + head`, worked out on the device so that heads are not uploaded one by one.
+        let slots = ops::affine(&ops::upload(&slots, (pieces.len(), 1, keys), device)?, shape.kv_heads as f64, 0.0)?;
+        let heads: Vec<u32> = (0..shape.kv_heads as u32).collect();
+        let places = ops::add(&slots, &ops::upload(&heads, (1, shape.kv_heads, 1), device)?)?.flatten_all()?;
+        // Every key is at or before its sequence's last row, so a single row sees all but the padding.
+        let mask = match rows == 1 && pieces.iter().all(|piece| piece.keys == keys) {
             true => None,
-            false => Some(Tensor::from_vec(mask, (pieces.len(), 1, rows, keys), device)?),
+            false => Some(mask(pieces, rows, keys, window, device)?),
         };
-        let places = Tensor::new(places.as_slice(), device)?;
         Ok(Self { pieces: pieces.len(), rows, keys, select, places, mask })
     }
+}
+
+/// What each row of some pieces may see, from one number for each row and key.
+fn mask(pieces: &[Piece], rows: usize, keys: usize, window: Option<usize>, device: &Device) -> Result<Tensor> {
+    let (mut last, mut first, mut own) = (Vec::new(), Vec::new(), Vec::new());
+    for piece in pieces {
+        for position in piece.first_position..piece.first_position + rows {
+            last.push(position as u32);
+            first.push(window.map_or(0, |window| (position + 1).saturating_sub(window)) as u32);
+        }
+        own.extend((0..keys).map(|key| if key < piece.keys { (piece.first_key + key) as u32 } else { u32::MAX }));
+    }
+    let row = |values: &[u32]| ops::upload(values, (pieces.len(), 1, rows, 1), device);
+    let own = ops::upload(&own, (pieces.len(), 1, 1, keys), device)?;
+    let mut seen = ops::less_equal(&own, &row(&last)?)?;
+    if window.is_some() {
+        seen = ops::mul(&seen, &ops::greater_equal(&own, &row(&first)?)?)?;
+    }
+    let (zero, never) = (ops::filled(0.0, 1, device)?, ops::filled(f32::NEG_INFINITY, 1, device)?);
+    ops::choose(&seen, &zero, &never)
 }
