@@ -34,7 +34,7 @@ pub fn silu_times(isa: Isa, gate: &mut [f32], up: &[f32]) {
         Level::Plain => silu_times_plain(gate, up),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this level says that the machine has AVX2.
-        Level::Avx2 => unsafe { silu_times_avx2(gate, up) },
+        Level::Avx2 | Level::Avx512 => unsafe { silu_times_avx2(gate, up) },
     }
 }
 

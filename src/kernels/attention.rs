@@ -262,7 +262,7 @@ impl<'a> Tile<'a> {
         let lanes = stock.layout.lanes();
         let groups = self.all.start / lanes..self.all.end.div_ceil(lanes);
         #[cfg(target_arch = "x86_64")]
-        if isa.0 == Level::Avx2 && lanes == 8 {
+        if isa.0 >= Level::Avx2 && lanes == 8 {
             for group in groups {
                 let keys = &stock.keys[rows[group * lanes]..][..lanes * stock.layout.head_dim];
                 // SAFETY: this level says that the machine has AVX2, FMA and F16C.
@@ -323,7 +323,7 @@ impl<'a> Tile<'a> {
         let dim = stock.layout.head_dim;
         let length = partial_len(dim);
         #[cfg(target_arch = "x86_64")]
-        if isa.0 == Level::Avx2 && dim.is_multiple_of(8) {
+        if isa.0 >= Level::Avx2 && dim.is_multiple_of(8) {
             let partials = &mut partials[members.start * length..members.end * length];
             // SAFETY: this level says that the machine has AVX2, FMA and F16C; `attend` has checked that every row lies in the
             // values.
@@ -345,7 +345,7 @@ fn softmax(isa: Isa, scores: &mut [f32; SPLIT], seen: Range<usize>) -> (f32, f32
         Level::Plain => softmax_plain(scores, seen),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this level says that the machine has AVX2.
-        Level::Avx2 => unsafe { softmax_avx2(scores, seen) },
+        Level::Avx2 | Level::Avx512 => unsafe { softmax_avx2(scores, seen) },
     }
 }
 

@@ -5,33 +5,59 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(pub(super) Level);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Each level has the instructions of those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub(super) enum Level {
     Plain,
     /// AVX2, FMA and F16C. Whoever makes this value has seen that the machine has all three.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX-512 F, BW, DQ, VL and VNNI, seen likewise.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Isa {
     /// The reference, which runs everywhere.
     pub const PLAIN: Self = Self(Level::Plain);
 
-    /// The fastest that the machine has.
-    pub fn best() -> Self {
+    /// All that the machine has, the fastest last.
+    pub fn all() -> Vec<Self> {
+        #[allow(unused_mut)]
+        let mut levels = vec![Self::PLAIN];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            return Self(Level::Avx2);
+            levels.push(Self(Level::Avx2));
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                levels.push(Self(Level::Avx512));
+            }
         }
-        Self::PLAIN
+        levels
     }
 
-    /// For logs.
+    /// The fastest that the machine has.
+    pub fn best() -> Self {
+        Self::all().pop().unwrap_or(Self::PLAIN)
+    }
+
+    /// The level of this name, if the machine has it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all().into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// For logs and settings.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Plain => "plain",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
         }
     }
 }

@@ -142,7 +142,7 @@ fn shrink_from<T: Kept>(isa: Isa, a: &Shrink, values: &[T], group: usize, x: &[f
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => {
+        Level::Avx2 | Level::Avx512 => {
             for (rows, out) in rows.chunks(avx2::SHRINK_ROWS).zip(out.chunks_mut(avx2::SHRINK_ROWS * RANKS)) {
                 let mut tile: [&[f32]; avx2::SHRINK_ROWS] = [&[]; avx2::SHRINK_ROWS];
                 tile.iter_mut().zip(rows).for_each(|(tile, &index)| *tile = row(index));
@@ -228,7 +228,7 @@ fn expand_from<T: Kept>(
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => {
+        Level::Avx2 | Level::Avx512 => {
             for first in (0..rows.len()).step_by(avx2::EXPAND_ROWS) {
                 let rows = &rows[first..rows.len().min(first + avx2::EXPAND_ROWS)];
                 // SAFETY: this level says that the machine has AVX2, FMA and F16C; what is read of `shrunk` and of the tile has

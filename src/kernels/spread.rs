@@ -44,7 +44,7 @@ impl Part {
             Level::Plain => reference::spread_part(logits),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says what the machine has.
-            Level::Avx2 => unsafe { x86::spread::part(logits) },
+            Level::Avx2 | Level::Avx512 => unsafe { x86::spread::part(logits) },
         };
         Self { best: (part.best.0, part.best.1 + first as u32), ..part }
     }
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn parts_joined_agree_with_one_pass() {
-        for isa in [Isa::PLAIN, Isa::best()] {
+        for isa in Isa::all() {
             for (vocab, width) in
                 [(1, 1.0), (7, 30.0), (8, 0.0), (4096, 5.0), (4097, 20.0), (49_152, 12.0), (50_001, 200.0)]
             {
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn logits_far_below_the_best_weigh_nothing() {
-        for isa in [Isa::PLAIN, Isa::best()] {
+        for isa in Isa::all() {
             let mut row = vec![f32::MIN; 5000];
             row[4500] = 1e6;
             let spread = Spread::join(&parts(isa, &row)).unwrap();
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_best_is_the_first_of_the_largest() {
-        for isa in [Isa::PLAIN, Isa::best()] {
+        for isa in Isa::all() {
             for places in [vec![0], vec![3, 12], vec![4095, 4096], vec![4999], vec![100, 4100], vec![4096, 4097]] {
                 let mut row: Vec<f32> = Noise(9).floats(5000);
                 places.iter().for_each(|&place| row[place] = 2.0);
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn rows_that_are_not_finite_have_no_spread() {
-        for isa in [Isa::PLAIN, Isa::best()] {
+        for isa in Isa::all() {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for place in [0, 5, 4095, 4999] {
                     let mut row = vec![0.5; 5000];

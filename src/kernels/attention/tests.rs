@@ -122,7 +122,7 @@ fn agrees<T: Stored>(isa: Isa) {
 
 #[test]
 fn rows_get_the_softmax_of_what_they_see_on_every_machine() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         agrees::<f32>(isa);
         agrees::<f16>(isa);
     }
@@ -130,7 +130,7 @@ fn rows_get_the_softmax_of_what_they_see_on_every_machine() {
 
 #[test]
 fn a_row_is_the_same_to_the_bit_however_its_chunk_is_cut() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         for (block_tokens, head_dim, shared) in SHAPES {
             let context = Context::<f16>::new(block_tokens, head_dim, 150);
             let values = Noise(3).floats(150 * shared * head_dim);
@@ -181,7 +181,7 @@ fn splits_on_their_own_join_to_the_same_bits() {
 
 #[test]
 fn what_a_row_does_not_see_cannot_spoil_it() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         let mut context = Context::<f32>::new(16, 64, 40);
         let values = Noise(5).floats(8 * 64);
         let queries = Queries { values: &values, row_stride: 64, rows: 8, shared: 1 };

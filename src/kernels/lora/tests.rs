@@ -51,7 +51,7 @@ fn the_delta_is_scale_times_b_times_a_times_x_for_the_listed_rows_alone() {
         let case = Case::new(inputs, outputs, rank, first);
         let x = noise(tile_rows * inputs, 3);
         for rows in [vec![], vec![4u32], vec![0, 8], vec![0, 1, 2, 3, 4, 5, 6, 7, 8]] {
-            for (isa, precision) in [Isa::PLAIN, Isa::best()].into_iter().flat_map(|i| PRECISIONS.map(|p| (i, p))) {
+            for (isa, precision) in Isa::all().into_iter().flat_map(|i| PRECISIONS.map(|p| (i, p))) {
                 let ours = case.ours(isa, precision, &x, &rows, tile_rows);
                 for (index, ours) in ours.iter().enumerate() {
                     let (panel, row, place) = (index / PANEL / tile_rows, index / PANEL % tile_rows, index % PANEL);
@@ -75,7 +75,7 @@ fn the_delta_is_scale_times_b_times_a_times_x_for_the_listed_rows_alone() {
 fn a_row_is_the_same_to_the_bit_alone_and_among_others() {
     let case = Case::new(70, 32, 13, 2);
     let x: Vec<f32> = noise(11 * 70, 9).iter().map(|x| x * 0.37).collect();
-    for (isa, precision) in [Isa::PLAIN, Isa::best()].into_iter().flat_map(|i| PRECISIONS.map(|p| (i, p))) {
+    for (isa, precision) in Isa::all().into_iter().flat_map(|i| PRECISIONS.map(|p| (i, p))) {
         let rows: Vec<u32> = (0..11).collect();
         let together = case.ours(isa, precision, &x, &rows, 11);
         for row in 0..11usize {

@@ -54,7 +54,7 @@ fn assert_close(tile: &[f32], expected: &[(f64, f64)], tolerance: f64, what: &st
 
 #[test]
 fn products_with_f32_rows_agree_with_decoded_weights() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         for encoding in ENCODINGS {
             let inputs = if encoding.block_values() == 1 { 301 } else { 512 };
             let weights = Noise(11).packed(encoding, 39, inputs);
@@ -73,7 +73,7 @@ fn products_with_f32_rows_agree_with_decoded_weights() {
 
 #[test]
 fn products_with_int8_rows_are_those_of_the_numbers_they_stand_for() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         for encoding in ENCODINGS.into_iter().filter(|encoding| encoding.block_values() > 1) {
             let inputs = 768;
             let weights = Noise(21).packed(encoding, 39, inputs);
@@ -95,7 +95,7 @@ fn products_with_int8_rows_are_those_of_the_numbers_they_stand_for() {
 
 #[test]
 fn a_row_is_the_same_whatever_the_number_of_rows_and_its_place() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         for encoding in ENCODINGS {
             let inputs = if encoding.block_values() == 1 { 61 } else { encoding.block_values() };
             let weights = Noise(31).packed(encoding, 31, inputs);
@@ -127,7 +127,7 @@ fn a_row_is_the_same_whatever_the_number_of_rows_and_its_place() {
 /// The largest sums that fit: every integer at its end.
 #[test]
 fn extreme_integers_do_not_overflow() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         for encoding in ENCODINGS.into_iter().filter(|encoding| encoding.block_values() > 1) {
             for fill in [0x00, 0x80, 0x7f, 0xff] {
                 let mut bytes = Noise(41).weights(encoding, 256);
@@ -155,7 +155,7 @@ fn extreme_integers_do_not_overflow() {
 
 #[test]
 fn numbers_that_are_not_finite_reach_the_product() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         for encoding in ENCODINGS {
             let weights = Noise(51).packed(encoding, 16, 256);
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -9,7 +9,7 @@ fn quantized(isa: Isa, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<f32>) {
 
 #[test]
 fn every_value_comes_back_within_half_a_step() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         let x: Vec<f32> = Noise(1).floats(320).iter().enumerate().map(|(i, x)| x * (i / 32 + 1) as f32).collect();
         let (q, scales, sums) = quantized(isa, &x);
         for (block, x) in x.chunks_exact(32).enumerate() {
@@ -29,7 +29,7 @@ fn the_fast_pass_quantizes_as_the_plain_one() {
 
 #[test]
 fn blocks_of_nothing_stay_nothing_and_broken_ones_break_their_scale() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         for small in [0.0, 1e-40, f32::MIN_POSITIVE] {
             let (q, scales, sums) = quantized(isa, &[small; 32]);
             assert!(q.iter().all(|&q| q == 0) && scales[0] < 1e-38 && sums[0] == 0.0);
@@ -45,7 +45,7 @@ fn blocks_of_nothing_stay_nothing_and_broken_ones_break_their_scale() {
 
 #[test]
 fn norms_agree_with_a_sum_in_f64() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         for width in [1, 7, 8, 31, 64, 576, 1000] {
             let (x, weight) = (Noise(3).floats(width), Noise(4).floats(width));
             let mut out = vec![f32::NAN; width];
@@ -61,7 +61,7 @@ fn norms_agree_with_a_sum_in_f64() {
 
 #[test]
 fn norm_and_quantization_in_one_are_the_two_in_turn() {
-    for isa in [Isa::PLAIN, Isa::best()] {
+    for isa in Isa::all() {
         let (x, weight) = (Noise(5).floats(96), Noise(6).floats(96));
         let (mut one, mut other) = (vec![0.0; 96], vec![0.0; 96]);
         let (mut q, mut scales, mut sums) = (vec![0; 96], vec![0.0; 3], vec![0.0; 3]);
