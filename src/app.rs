@@ -26,7 +26,7 @@ use crate::{
     },
     journal::{Journal, JournalError},
     metrics::Metrics,
-    model::{self, CpuDecoder, CpuOptions, DeviceChoice, LoadError, LoadOptions, ModelSource},
+    model::{self, CpuDecoder, CpuOptions, DeviceChoice, Isa, LoadError, LoadOptions, MissingIsa, ModelSource},
     store::{SqliteStore, StoreError},
     terms::AdapterVersion,
     text::{Text, TextError, TextSource},
@@ -41,6 +41,8 @@ pub enum AppError {
     Listen { address: SocketAddr, error: std::io::Error },
     #[error("the model cannot be loaded: {0}")]
     Model(#[from] LoadError),
+    #[error("--cpu-instructions: {0}")]
+    Instructions(#[from] MissingIsa),
     #[error("the tokenizer cannot be loaded: {0}")]
     Text(#[from] TextError),
     #[error("the record cannot be opened: {0}")]
@@ -93,7 +95,7 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
         ModelSource::Folder(path) => TextSource::Folder(path.clone()),
         ModelSource::Gguf(path) => TextSource::Gguf(path.clone()),
     };
-    let loaded = model::load(&source, &load_options(config))?;
+    let loaded = model::load(&source, &load_options(config)?)?;
     let text = Arc::new(Text::load(&text_source, config.model.chat_template.clone())?);
     let base_names = base_names(config);
     let mut eos_tokens = loaded.eos_tokens;
@@ -149,8 +151,9 @@ fn base_names(config: &Config) -> Vec<String> {
     vec![name.map_or_else(|| "base".to_owned(), |name| name.to_string_lossy().into_owned())]
 }
 
-fn load_options(config: &Config) -> LoadOptions {
-    LoadOptions {
+fn load_options(config: &Config) -> Result<LoadOptions, MissingIsa> {
+    let isa = config.model.cpu.instructions.map(|level| Isa::named(level.as_str())).transpose()?.flatten();
+    Ok(LoadOptions {
         device: match config.model.device {
             Device::Cpu => DeviceChoice::Cpu,
             Device::Cuda(index) => DeviceChoice::Cuda(index),
@@ -164,8 +167,9 @@ fn load_options(config: &Config) -> LoadOptions {
             decoder: if config.model.cpu.tensors { CpuDecoder::Tensor } else { CpuDecoder::Fused },
             exact: config.model.cpu.exact,
             threads: config.model.cpu.threads,
+            isa,
         },
-    }
+    })
 }
 
 /// Serves until SIGTERM or SIGINT, then drains: readiness goes red, running answers finish for at most the configured

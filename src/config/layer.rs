@@ -65,6 +65,9 @@ settings! {
     /// What computes on a CPU: fused (packed weights) or tensor (slow, to compare with)
     #[arg(long, value_name = "DECODER", value_parser = ["fused", "tensor"], help_heading = "Model")]
     cpu_decoder: String,
+    /// Which vector instructions a CPU computes with: auto (the most it has), plain, avx2, avx512
+    #[arg(long, value_name = "LEVEL", value_parser = ["auto", "plain", "avx2", "avx512"], help_heading = "Model")]
+    cpu_instructions: String,
     /// Where models from a hub are kept
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     download_dir: PathBuf,

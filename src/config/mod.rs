@@ -180,6 +180,26 @@ pub struct CpuConfig {
     pub threads: Option<usize>,
     /// Tensors instead of packed weights.
     pub tensors: bool,
+    /// Which vector instructions to compute with; `None` is the most that the machine has.
+    pub instructions: Option<Instructions>,
+}
+
+/// A level of vector instructions. Which of them there are is for the kernels to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    Plain,
+    Avx2,
+    Avx512,
+}
+
+impl Instructions {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
 }
 
 /// What the decoder runs on.

@@ -12,8 +12,8 @@ use clap::{Args, FromArgMatches};
 use serde::Deserialize;
 
 use super::{
-    AdapterConfig, Config, CpuConfig, Device, EngineConfig, Layer, LimitsConfig, ModelConfig, RecordConfig,
-    ServerConfig,
+    AdapterConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig, ModelConfig,
+    RecordConfig, ServerConfig,
     value::{Bytes, DeviceName, DtypeName, Switch},
 };
 use crate::terms::{AdapterName, RecordPolicy};
@@ -306,6 +306,7 @@ impl Check<'_> {
             exact: said.exact == Some(Switch(true)),
             threads: said.cpu_threads.map(|count| self.at_least("cpu_threads", Some(count), 1, 1)),
             tensors: self.cpu_decoder(),
+            instructions: self.cpu_instructions(),
         };
         ModelConfig {
             path,
@@ -328,6 +329,20 @@ impl Check<'_> {
             Some(other) => {
                 self.fault("cpu_decoder", format!("it has to be fused or tensor; it is '{other}'"));
                 false
+            }
+        }
+    }
+
+    fn cpu_instructions(&mut self) -> Option<Instructions> {
+        match self.settings.said.cpu_instructions.as_deref() {
+            None | Some("auto") => None,
+            Some("plain") => Some(Instructions::Plain),
+            Some("avx2") => Some(Instructions::Avx2),
+            Some("avx512") => Some(Instructions::Avx512),
+            Some(other) => {
+                let reason = format!("it has to be auto, plain, avx2 or avx512; it is '{other}'");
+                self.fault("cpu_instructions", reason);
+                None
             }
         }
     }
@@ -529,13 +544,24 @@ mod tests {
     fn what_computes_on_a_cpu_is_settled() {
         let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
         let default = settled(&[]).expect("settled").model.cpu;
-        assert_eq!(default, CpuConfig { exact: false, threads: None, tensors: false });
-        let said = settled(&["--exact", "--cpu-threads", "3", "--cpu-decoder", "tensor"]).expect("settled").model.cpu;
-        assert_eq!(said, CpuConfig { exact: true, threads: Some(3), tensors: true });
+        assert_eq!(default, CpuConfig { exact: false, threads: None, tensors: false, instructions: None });
+        let line = ["--exact", "--cpu-threads", "3", "--cpu-decoder", "tensor", "--cpu-instructions", "avx2"];
+        let instructions = Some(Instructions::Avx2);
+        let said = settled(&line).expect("settled").model.cpu;
+        assert_eq!(said, CpuConfig { exact: true, threads: Some(3), tensors: true, instructions });
         assert!(settled(&["--cpu-threads", "0"]).is_err());
-        let file = file("cpu-decoder = \"abacus\"\n");
-        let faults = Settings::gather(Some(file.path()), environment(&[]), Layer::default()).settle("m".into());
-        assert!(faults.expect_err("a fault")[0].reason.contains("fused or tensor"));
+        assert_eq!(settled(&["--cpu-instructions", "auto"]).expect("settled").model.cpu.instructions, None);
+        for (line, expected) in [
+            ("cpu-decoder = \"abacus\"\n", "fused or tensor"),
+            ("cpu-instructions = \"avx3\"\n", "auto, plain, avx2 or avx512; it is 'avx3'"),
+        ] {
+            let file = file(line);
+            let faults = Settings::gather(Some(file.path()), environment(&[]), Layer::default()).settle("m".into());
+            assert!(faults.expect_err("a fault")[0].reason.contains(expected), "{line}");
+        }
+        let variable = environment(&[("TUNEGATE_CPU_INSTRUCTIONS", "sse9")]);
+        let faults = Settings::gather(None, variable, Layer::default()).settle("m".into()).expect_err("a fault");
+        assert_eq!(faults[0].place, "TUNEGATE_CPU_INSTRUCTIONS");
     }
 
     #[test]

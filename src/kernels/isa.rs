@@ -5,6 +5,14 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(pub(super) Level);
 
+/// Instructions that this machine lacks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this machine has no instructions called '{name}'; it has {}", .all.join(", "))]
+pub struct MissingIsa {
+    name: String,
+    all: Vec<&'static str>,
+}
+
 /// Each level has the instructions of those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub(super) enum Level {
@@ -45,9 +53,17 @@ impl Isa {
         Self::all().pop().unwrap_or(Self::PLAIN)
     }
 
-    /// The level of this name, if the machine has it.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::all().into_iter().find(|isa| isa.name() == name)
+    /// The level of this name; `None` for `auto`, which leaves the choice to the machine.
+    ///
+    /// # Errors
+    /// [`MissingIsa`] if the machine does not have it, or nothing is called so.
+    pub fn named(name: &str) -> Result<Option<Self>, MissingIsa> {
+        let all = Self::all();
+        match all.iter().find(|isa| isa.name() == name) {
+            None if name == "auto" => Ok(None),
+            None => Err(MissingIsa { name: name.to_owned(), all: all.iter().map(|isa| isa.name()).collect() }),
+            Some(isa) => Ok(Some(*isa)),
+        }
     }
 
     /// For logs and settings.
@@ -59,5 +75,20 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_of_the_machine_has_a_name_and_others_are_refused_with_what_there_is() {
+        for isa in Isa::all() {
+            assert_eq!(Isa::named(isa.name()), Ok(Some(isa)));
+        }
+        assert_eq!(Isa::named("auto"), Ok(None));
+        let refusal = Isa::named("avx9").expect_err("no such level").to_string();
+        assert!(refusal.contains("'avx9'") && refusal.contains(Isa::best().name()), "{refusal}");
     }
 }

@@ -11,9 +11,9 @@ use std::{
 use candle_core::{DType, Device};
 
 use super::{
-    BaseWeights, CpuDecoder, DeviceChoice, KvShape, LanguageModel, LoadError, LoadOptions, Loaded, ModelShape,
+    BaseWeights, CpuDecoder, DeviceChoice, Isa, KvShape, LanguageModel, LoadError, LoadOptions, Loaded, ModelShape,
     ModelSource, Packer, Rope, TokenSketch,
-    cpu::{self, Class},
+    cpu::{self, Class, Numerics},
     describe,
     describe::Description,
     sketch, tensor,
@@ -82,6 +82,12 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
     }
     let fused = device.is_cpu() && options.cpu.decoder == CpuDecoder::Fused;
     let class = if options.cpu.exact { Class::Exact } else { Class::Fast };
+    let numerics = Numerics { class, isa: options.cpu.isa.unwrap_or_else(Isa::best) };
+    if fused {
+        notes.push(format!("instructions: {}", numerics.isa.name()));
+    } else if options.cpu.isa.is_some() {
+        notes.push("--cpu-instructions is for packed weights on a CPU; it makes no difference here".to_owned());
+    }
     let kv = size_kv(&shape, options, if fused { class.kv_bytes() } else { dtype.size_in_bytes() })?;
     let room = kv.blocks * kv.block_tokens;
     if room < shape.max_positions {
@@ -92,7 +98,7 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
         shape.max_positions = room;
     }
     let made = if fused {
-        on_cpu(&mut weights, &shape, kv, digest, class, options)?
+        on_cpu(&mut weights, &shape, kv, digest, numerics, options)?
     } else {
         on_tensors(&mut weights, &shape, kv, digest, device, dtype)?
     };
@@ -116,12 +122,12 @@ fn on_cpu(
     shape: &ModelShape,
     kv: KvShape,
     digest: Digest,
-    class: Class,
+    numerics: Numerics,
     options: &LoadOptions,
 ) -> Result<Made, LoadError> {
     let available = || thread::available_parallelism().map_or(1, NonZero::get);
     let threads = options.cpu.threads.unwrap_or_else(available);
-    let cpu::Parts { decoder, packer, network } = cpu::assemble(weights, shape, kv, digest, class, threads)?;
+    let cpu::Parts { decoder, packer, network } = cpu::assemble(weights, shape, kv, digest, numerics, threads)?;
     let sketch = sketch::of(shape.vocab, shape.hidden, |token, row| network.embed(token, row));
     let sketch = sketch.map_err(|error| LoadError::Device(error.to_string()))?;
     Ok(Made { decoder: Box::new(decoder), packer, base: network, sketch })

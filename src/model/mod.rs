@@ -24,7 +24,10 @@ pub use shape::{Family, ModelShape, Rope};
 pub use step::{Adjustments, RowAnswer, RowAsk, SampleAsk, SeenToken, StepOutput, Want};
 pub use timing::{Costs, Phase, PhaseWeights, Timings};
 
-pub use crate::kernels::priority::lower_thread_priority;
+pub use crate::kernels::{
+    isa::{Isa, MissingIsa},
+    priority::lower_thread_priority,
+};
 use crate::{
     config::Dtype,
     terms::{Digest, SamplingLayer},
@@ -116,6 +119,8 @@ pub struct CpuOptions {
     pub exact: bool,
     /// Compute threads, the engine's own among them; `None` is one for each core that this process may use.
     pub threads: Option<usize>,
+    /// Which instructions the kernels use; `None` is the most that the machine has.
+    pub isa: Option<Isa>,
 }
 
 /// Which decoder runs on a CPU.
@@ -130,7 +135,7 @@ pub enum CpuDecoder {
 
 impl Default for CpuOptions {
     fn default() -> Self {
-        Self { decoder: CpuDecoder::Fused, exact: false, threads: None }
+        Self { decoder: CpuDecoder::Fused, exact: false, threads: None, isa: None }
     }
 }
 

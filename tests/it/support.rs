@@ -67,7 +67,7 @@ pub fn config(data_dir: PathBuf) -> Config {
             block_tokens: 16,
             max_model_len: None,
             chat_template: None,
-            cpu: CpuConfig { exact: true, threads: Some(2), tensors: false },
+            cpu: CpuConfig { exact: true, threads: Some(2), tensors: false, instructions: None },
         },
         // No target: how a prompt is cut into chunks, and so the last digits of its scores, would hang on the clock.
         engine: EngineConfig { max_model_len: 512, step_target: Duration::ZERO, ..EngineConfig::default() },

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     model::{
-        self, AdapterRows, Adjustments, Batch, Costs, CpuDecoder, CpuOptions, DeviceChoice, LoadOptions, Loaded,
+        self, AdapterRows, Adjustments, Batch, Costs, CpuDecoder, CpuOptions, DeviceChoice, Isa, LoadOptions, Loaded,
         LoraAdapter, Matrix, ModelSource, Phase, RowAsk, SampleAsk, SequenceRows, SiteDelta, StepOutput, Timings, Want,
         lora::Values,
     },
@@ -24,6 +24,9 @@ pub struct EngineArgs {
     /// Compute threads; one for each core by default
     #[arg(long, value_name = "COUNT", value_parser = threads)]
     cpu_threads: Option<usize>,
+    /// Which vector instructions to compute with: auto, or what the machine has of plain, avx2, avx512
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    cpu_instructions: String,
     /// Streams beside a single one
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(2..=256))]
     streams: u16,
@@ -148,7 +151,8 @@ impl Desk {
         let (prompt, steps) = (usize::from(args.prompt_tokens), usize::from(args.steps));
         let blocks_each = (prompt + steps).max(PROMPT_ROWS).div_ceil(BLOCK_TOKENS);
         let position = 2 * shape.layers * shape.kv_heads * shape.head_dim * size_of::<f32>();
-        let cpu = CpuOptions { decoder: CpuDecoder::Fused, exact: args.exact, threads: args.cpu_threads };
+        let isa = Isa::named(&args.cpu_instructions).map_err(|error| format!("--cpu-instructions: {error}"))?;
+        let cpu = CpuOptions { decoder: CpuDecoder::Fused, exact: args.exact, threads: args.cpu_threads, isa };
         let options = LoadOptions {
             device: DeviceChoice::Cpu,
             dtype: None,

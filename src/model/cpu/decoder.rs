@@ -16,7 +16,7 @@ use super::{
     step::Step,
 };
 use crate::{
-    kernels::{attention::Stored, isa::Isa, pool::Pool},
+    kernels::{attention::Stored, pool::Pool},
     model::{
         Batch, KvShape, LanguageModel, LoadError, ModelShape, Packer, StepError, StepOutput, Timings,
         rope::Rotary,
@@ -62,22 +62,22 @@ pub fn assemble(
     shape: &ModelShape,
     kv: KvShape,
     base: Digest,
-    class: Class,
+    numerics: Numerics,
     threads: usize,
 ) -> Result<Parts, LoadError> {
     let mut pool = Pool::new(threads).map_err(|error| LoadError::Device(error.to_string()))?;
     let network = Arc::new(Builder { weights, shape, pool: &mut pool }.network()?);
-    let store = match class {
+    let store = match numerics.class {
         Class::Exact => Store::Exact(KvStore::new(shape, kv)),
         Class::Fast => Store::Fast(KvStore::new(shape, kv)),
     };
     Ok(Parts {
-        packer: Arc::new(CpuPacker { shape: shape.clone(), base, class }),
+        packer: Arc::new(CpuPacker { shape: shape.clone(), base, class: numerics.class }),
         network: Arc::clone(&network),
         decoder: CpuDecoder {
             kv,
             base,
-            numerics: Numerics { class, isa: Isa::best() },
+            numerics,
             rotary: Rotary::new(&shape.rope, shape.head_dim),
             network,
             pool,

@@ -43,7 +43,7 @@ impl Class {
 
 /// What every phase is told about numbers.
 #[derive(Clone, Copy, Debug)]
-struct Numerics {
-    class: Class,
-    isa: Isa,
+pub struct Numerics {
+    pub class: Class,
+    pub isa: Isa,
 }
