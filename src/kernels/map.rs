@@ -1,4 +1,4 @@
-//! The one memory mapping of the crate: the base model's weight files.
+//! The one mapping of files in the crate: the base model's weights.
 
 use std::{fs::File, io, ops::Deref, path::Path};
 

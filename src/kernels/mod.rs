@@ -8,6 +8,7 @@ pub mod limits;
 pub mod lora;
 pub mod map;
 pub mod matmul;
+pub mod memory;
 pub mod pack;
 pub mod pool;
 pub mod priority;

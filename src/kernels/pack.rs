@@ -2,9 +2,12 @@
 
 mod layout;
 
-use std::ops::Range;
+use std::{io, ops::Range};
 
-use super::dequant::{Encoding, decode};
+use super::{
+    dequant::{Encoding, decode},
+    memory::{Memory, Region},
+};
 pub use layout::{BLOCK, PANEL};
 pub(super) use layout::{Layout, Stretch};
 
@@ -27,7 +30,7 @@ pub struct Packed {
     outputs: usize,
     inputs: usize,
     panel_bytes: usize,
-    memory: Aligned,
+    memory: Region,
 }
 
 impl Packed {
@@ -46,11 +49,30 @@ impl Packed {
         Ok(packed)
     }
 
-    /// A matrix of zeros, to be filled through [`slots`](Self::slots).
+    /// A matrix of zeros in memory of its own, to be filled through [`slots`](Self::slots).
     pub fn zeroed(encoding: Encoding, outputs: usize, inputs: usize) -> Result<Self, PackFault> {
+        Self::zeroed_by(encoding, outputs, inputs, Region::alone)
+    }
+
+    /// The same, in memory that it shares with other matrices.
+    pub fn zeroed_in(
+        memory: &mut Memory,
+        encoding: Encoding,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<Self, PackFault> {
+        Self::zeroed_by(encoding, outputs, inputs, |bytes| memory.take(bytes))
+    }
+
+    fn zeroed_by(
+        encoding: Encoding,
+        outputs: usize,
+        inputs: usize,
+        take: impl FnOnce(usize) -> io::Result<Region>,
+    ) -> Result<Self, PackFault> {
         let panel_bytes = layout::panel_bytes(encoding, inputs).ok_or(PackFault::Width { encoding, inputs })?;
         let bytes = outputs.div_ceil(PANEL).checked_mul(panel_bytes).filter(|&bytes| bytes < isize::MAX as usize / 2);
-        let memory = Aligned::zeroed(bytes.ok_or(PackFault::TooLarge { outputs, inputs })?);
+        let memory = bytes.and_then(|bytes| take(bytes).ok()).ok_or(PackFault::TooLarge { outputs, inputs })?;
         Ok(Self { encoding, outputs, inputs, panel_bytes, memory })
     }
 
@@ -58,7 +80,7 @@ impl Packed {
     pub fn slots(&mut self, panels: usize) -> impl Iterator<Item = Slot<'_>> {
         let (encoding, outputs, inputs, panel_bytes) = (self.encoding, self.outputs, self.inputs, self.panel_bytes);
         let panels = panels.clamp(1, outputs.div_ceil(PANEL).max(1));
-        let runs = self.memory.bytes_mut().chunks_mut((panels * panel_bytes).max(1));
+        let runs = self.memory.chunks_mut((panels * panel_bytes).max(1));
         runs.enumerate().map(move |(run, bytes)| {
             let first = run * panels * PANEL;
             let outputs = first..(first + panels * PANEL).min(outputs);
@@ -143,7 +165,7 @@ impl Packed {
 
     /// The bytes of a panel, laid out as [`layout`] says, from an address that is a multiple of 32.
     pub(super) fn panel(&self, panel: usize) -> &[u8] {
-        &self.memory.bytes()[panel * self.panel_bytes..(panel + 1) * self.panel_bytes]
+        &self.memory[panel * self.panel_bytes..(panel + 1) * self.panel_bytes]
     }
 }
 
@@ -178,31 +200,6 @@ impl Slot<'_> {
             layout::put_rows(self.encoding, sources, panel);
         }
         Ok(())
-    }
-}
-
-/// Zeroed memory from an address that is a multiple of a cache line, touched only when it is written.
-struct Aligned {
-    memory: Vec<u8>,
-    start: usize,
-}
-
-impl Aligned {
-    const LINE: usize = 64;
-
-    fn zeroed(bytes: usize) -> Self {
-        let memory = vec![0; bytes + Self::LINE - 1];
-        let start = memory.as_ptr().align_offset(Self::LINE);
-        Self { memory, start }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..self.memory.len() - (Self::LINE - 1 - self.start)]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        let end = self.memory.len() - (Self::LINE - 1 - self.start);
-        &mut self.memory[self.start..end]
     }
 }
 

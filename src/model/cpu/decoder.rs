@@ -16,7 +16,7 @@ use super::{
     step::Step,
 };
 use crate::{
-    kernels::{attention::Stored, pool::Pool},
+    kernels::{attention::Stored, memory::Memory, pool::Pool},
     model::{
         Batch, KvShape, LanguageModel, LoadError, ModelShape, Packer, StepError, StepOutput, Timings,
         rope::Rotary,
@@ -66,7 +66,7 @@ pub fn assemble(
     threads: usize,
 ) -> Result<Parts, LoadError> {
     let mut pool = Pool::new(threads).map_err(|error| LoadError::Device(error.to_string()))?;
-    let network = Arc::new(Builder { weights, shape, pool: &mut pool }.network()?);
+    let network = Arc::new(Builder { weights, shape, pool: &mut pool, memory: Memory::default() }.network()?);
     let store = match numerics.class {
         Class::Exact => Store::Exact(KvStore::new(shape, kv)),
         Class::Fast => Store::Fast(KvStore::new(shape, kv)),

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::{
     kernels::{
         dequant::{Encoding, decode},
+        memory::Memory,
         pack::{PackFault, Packed, Slot},
         pool::Pool,
         share::cut,
@@ -109,6 +110,7 @@ pub struct Builder<'a> {
     pub weights: &'a mut Weights,
     pub shape: &'a ModelShape,
     pub pool: &'a mut Pool,
+    pub memory: Memory,
 }
 
 type Built<T> = Result<T, LoadError>;
@@ -159,7 +161,7 @@ impl Builder<'_> {
     fn matrix(&mut self, name: &str, outputs: usize, inputs: usize) -> Built<Packed> {
         let stored = self.weights.take_stored(name, &[outputs, inputs])?;
         let rows = self.weights.rows(&stored);
-        pack(self.pool, stored.encoding, outputs, inputs, &rows)
+        pack(self.pool, &mut self.memory, stored.encoding, outputs, inputs, &rows)
             .map_err(|fault| LoadError::Unsupported(format!("tensor '{name}': {fault}")))
     }
 
@@ -175,12 +177,13 @@ impl Builder<'_> {
 /// Packs a matrix on all threads.
 fn pack(
     pool: &mut Pool,
+    memory: &mut Memory,
     encoding: Encoding,
     outputs: usize,
     inputs: usize,
     rows: &EncodedRows,
 ) -> Result<Packed, PackFault> {
-    let mut packed = Packed::zeroed(encoding, outputs, inputs)?;
+    let mut packed = Packed::zeroed_in(memory, encoding, outputs, inputs)?;
     let slots = packed.slots(PANELS_AT_ONCE);
     let mut slots: Vec<(Option<Slot>, Result<(), PackFault>)> = slots.map(|slot| (Some(slot), Ok(()))).collect();
     pool.each(cut(&mut slots, 1), |_, piece| {
