@@ -1,9 +1,10 @@
-//! The matrix kernels, on one thread: every encoding at 1 to 512 rows, fast beside reference. And what goes before and after:
-//! quantization, norms, and the spread of logits.
+//! The matrix kernels, on one thread: every encoding at 1 to 512 rows, every level of instructions beside the reference.
+//! And what goes before and after: quantization, norms, and the spread of logits.
 //!
 //! `cargo bench --bench kernels`. The shapes are the demo model's gate, down and head; K-quants, whose blocks hold 256 inputs,
-//! have the second only. One row is given in bytes of weights a second, which come from memory: each call takes the
-//! next of many copies. More rows are given in operations a second (an element is a multiplication or an addition).
+//! have the second only, where the reference is. One row is given in bytes of weights a second, which come from memory: each
+//! call takes the next of many copies. More rows are given in operations a second (an element is a multiplication or an
+//! addition).
 
 use std::{hint::black_box, time::Duration};
 
@@ -13,7 +14,7 @@ use tunegate::kernels::{
     isa::Isa,
     matmul::{panel_f32, panel_int8},
     pack::Packed,
-    quantize::{QuantizedRow, QuantizedRows, norm_quantize_row, quantize_row},
+    quantize::{BlockSum, QuantizedRow, QuantizedRows, norm_quantize_row, quantize_row},
     sample::Spread,
     spread::Part,
 };
@@ -54,14 +55,14 @@ struct Rows {
     x: Vec<f32>,
     q: Vec<i8>,
     scales: Vec<f32>,
-    sums: Vec<f32>,
+    sums: Vec<BlockSum>,
 }
 
 impl Rows {
     fn new(rows: usize, inputs: usize) -> Self {
         let x: Vec<f32> = (0..rows * inputs).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
         let (mut q, blocks) = (vec![0; x.len()], x.len() / 32);
-        let (mut scales, mut sums) = (vec![0.0; blocks], vec![0.0; blocks]);
+        let (mut scales, mut sums) = (vec![0.0; blocks], vec![BlockSum::default(); blocks]);
         quantize_row(Isa::best(), &x, QuantizedRow { q: &mut q, scales: &mut scales, sums: &mut sums });
         Self { inputs, x, q, scales, sums }
     }
@@ -89,6 +90,11 @@ fn copies(encoding: Encoding, outputs: usize, inputs: usize, bytes: usize) -> Ve
     let first = packed();
     let more = bytes / first.bytes();
     std::iter::once(first).chain((0..more).map(|_| packed())).collect()
+}
+
+/// Every level that the machine has, but the reference.
+fn fast_levels() -> impl Iterator<Item = Isa> {
+    Isa::all().into_iter().filter(|isa| *isa != Isa::PLAIN)
 }
 
 fn product(isa: Isa, activations: Activations, weights: &Packed, rows: &Rows, tile: &mut [f32]) {
@@ -123,12 +129,15 @@ fn products(criterion: &mut Criterion) {
                 });
             };
             let fastest = if copies[0].takes_int8() { Activations::Int8 } else { Activations::Single };
-            all_rows.iter().for_each(|&rows| bench("fast", Isa::best(), fastest, rows));
-            if (inputs, outputs) == (1536, 576) {
-                if fastest == Activations::Int8 {
-                    [1, 8, 64].into_iter().for_each(|rows| bench("exact", Isa::best(), Activations::Single, rows));
+            for &rows in all_rows {
+                fast_levels().for_each(|isa| bench(isa.name(), isa, fastest, rows));
+                if (inputs, outputs) == (1536, 576) {
+                    if fastest == Activations::Int8 {
+                        let name = |isa: Isa| format!("exact {}", isa.name());
+                        fast_levels().for_each(|isa| bench(&name(isa), isa, Activations::Single, rows));
+                    }
+                    bench("reference", Isa::PLAIN, fastest, rows);
                 }
-                [1, 8].into_iter().for_each(|rows| bench("reference", Isa::PLAIN, fastest, rows));
             }
         }
     }
@@ -137,9 +146,10 @@ fn products(criterion: &mut Criterion) {
 fn quantization(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("quantize_576");
     let (x, weight, mut out) = (Rows::new(1, 576).x, vec![1.0; 576], vec![0.0; 576]);
-    let (mut q, mut scales, mut sums) = (vec![0; 576], vec![0.0; 18], vec![0.0; 18]);
+    let (mut q, mut scales, mut sums) = (vec![0; 576], vec![0.0; 18], vec![BlockSum::default(); 18]);
     group.throughput(Throughput::Elements(576));
-    for (name, isa) in [("fast", Isa::best()), ("reference", Isa::PLAIN)] {
+    for isa in Isa::all() {
+        let name = isa.name();
         group.bench_function(BenchmarkId::new("row", name), |bencher| {
             bencher.iter(|| {
                 let to = QuantizedRow { q: &mut q, scales: &mut scales, sums: &mut sums };
@@ -160,8 +170,8 @@ fn spread(criterion: &mut Criterion) {
     let row: Vec<f32> = (0..49_152).map(|i| (i * 37 % 1013) as f32 / 50.0 - 12.0).collect();
     let mut parts: Vec<Part> = Vec::with_capacity(Part::count(row.len()));
     group.throughput(Throughput::Elements(row.len() as u64));
-    for (name, isa) in [("fast", Isa::best()), ("reference", Isa::PLAIN)] {
-        group.bench_function(name, |bencher| {
+    for isa in Isa::all() {
+        group.bench_function(isa.name(), |bencher| {
             bencher.iter(|| {
                 parts.clear();
                 parts.extend((0..Part::count(row.len())).map(|index| Part::of(isa, black_box(&row), index)));

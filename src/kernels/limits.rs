@@ -8,7 +8,7 @@ use super::{
     matmul::{panel_f32, panel_int8},
     pack::{BLOCK, PANEL, PackFault, Packed},
     pool::Pool,
-    quantize::QuantizedRows,
+    quantize::{BlockSum, QuantizedRows},
     share::cut,
 };
 
@@ -66,8 +66,8 @@ fn multiply(pool: &mut Pool, isa: Isa, encoding: Encoding, int8: bool) -> Result
     let row = vec![0u8; encoding.bytes_for(INPUTS).unwrap_or(0)];
     let weights = Packed::pack(encoding, PANEL, INPUTS, |_| &row)?;
     let floats = vec![0.5f32; ROWS * INPUTS];
-    let (q, scales, sums) =
-        (vec![3i8; ROWS * INPUTS], vec![0.1f32; ROWS * INPUTS / BLOCK], vec![0.5f32; ROWS * INPUTS / BLOCK]);
+    let (q, scales) = (vec![3i8; ROWS * INPUTS], vec![0.1f32; ROWS * INPUTS / BLOCK]);
+    let sums = vec![BlockSum { value: 0.1 * 96.0, halves: [48; 2] }; ROWS * INPUTS / BLOCK];
     let quantized = QuantizedRows { inputs: INPUTS, q: &q, scales: &scales, sums: &sums };
     let pieces = PIECES * pool.threads();
     let mut tiles = vec![0.0f32; pieces * ROWS * PANEL];

@@ -28,7 +28,10 @@ pub fn panel_int8(isa: Isa, weights: &Packed, panel: usize, x: &QuantizedRows<'_
         Level::Plain => reference::panel_int8(weights, panel, x, tile),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level says what the machine has; the sizes were checked.
-        Level::Avx2 | Level::Avx512 => unsafe { x86::int8::panel(weights, panel, x, tile) },
+        Level::Avx2 => unsafe { x86::int8::panel(weights, panel, x, tile) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: likewise.
+        Level::Avx512 => unsafe { x86::avx512::int8::panel(weights, panel, x, tile) },
     }
 }
 
@@ -44,7 +47,10 @@ pub fn panel_f32(isa: Isa, weights: &Packed, panel: usize, x: &[f32], tile: &mut
         Level::Plain => reference::panel_f32(weights, panel, x, tile),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level says what the machine has; the sizes were checked.
-        Level::Avx2 | Level::Avx512 => unsafe { x86::float::panel(weights, panel, x, tile) },
+        Level::Avx2 => unsafe { x86::float::panel(weights, panel, x, tile) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: likewise.
+        Level::Avx512 => unsafe { x86::avx512::float::panel(weights, panel, x, tile) },
     }
 }
 

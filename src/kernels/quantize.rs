@@ -8,7 +8,17 @@ use super::{
     reference,
 };
 
-/// Quantized rows: a value is `scales[block] · q`, and `sums[block]` is the sum of a block's values.
+/// What a block of a quantized row sums up to: what is needed of it where weights are stored with an offset.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub struct BlockSum {
+    /// Of the values: `scale · Σq`.
+    pub value: f32,
+    /// Of the integers of the first and of the last 16 inputs.
+    pub halves: [i16; 2],
+}
+
+/// Quantized rows: a value is `scales[block] · q`, and `sums[block]` sums a block up.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantizedRows<'a> {
     pub inputs: usize,
@@ -17,7 +27,7 @@ pub struct QuantizedRows<'a> {
     /// `[rows, inputs / 32]`
     pub scales: &'a [f32],
     /// `[rows, inputs / 32]`
-    pub sums: &'a [f32],
+    pub sums: &'a [BlockSum],
 }
 
 impl QuantizedRows<'_> {
@@ -47,7 +57,7 @@ pub struct QuantizedRow<'a> {
     /// `[inputs / 32]`
     pub scales: &'a mut [f32],
     /// `[inputs / 32]`
-    pub sums: &'a mut [f32],
+    pub sums: &'a mut [BlockSum],
 }
 
 impl QuantizedRow<'_> {

@@ -2,7 +2,7 @@
 
 use super::{
     pack::{BLOCK, PANEL, Packed},
-    quantize::{QuantizedRow, QuantizedRows},
+    quantize::{BlockSum, QuantizedRow, QuantizedRows},
     sample::Draw,
     spread::Part,
 };
@@ -62,7 +62,8 @@ pub(super) fn quantize_row(x: &[f32], to: QuantizedRow<'_>) {
         *scale = largest / 127.0;
         let inverse = if *scale >= f32::MIN_POSITIVE { 1.0 / *scale } else { 0.0 };
         q.iter_mut().zip(x).for_each(|(q, x)| *q = (x * inverse).round_ties_even() as i8);
-        *sum = *scale * q.iter().map(|&q| i32::from(q)).sum::<i32>() as f32;
+        let halves = [0, 16].map(|first| q[first..first + 16].iter().map(|&q| i16::from(q)).sum::<i16>());
+        *sum = BlockSum { value: *scale * (i32::from(halves[0]) + i32::from(halves[1])) as f32, halves };
     }
 }
 
@@ -88,7 +89,7 @@ pub(super) fn panel_int8(weights: &Packed, panel: usize, x: &QuantizedRows<'_>, 
                 };
                 let at = row * blocks + index;
                 let products = w.scales[0] * dot(0) + w.scales[1] * dot(16);
-                tile[place] += products * x.scales[at] + w.min * x.sums[at];
+                tile[place] += products * x.scales[at] + w.min * x.sums[at].value;
             }
         }
     }

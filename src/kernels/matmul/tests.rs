@@ -1,7 +1,7 @@
 use super::*;
 use crate::kernels::{
     pack::tests::{ENCODINGS, Noise},
-    quantize::{QuantizedRow, quantize_row},
+    quantize::{BlockSum, QuantizedRow, quantize_row},
 };
 
 const ROWS: [usize; 9] = [1, 2, 3, 4, 5, 8, 16, 33, 64];
@@ -11,13 +11,14 @@ struct Owned {
     inputs: usize,
     q: Vec<i8>,
     scales: Vec<f32>,
-    sums: Vec<f32>,
+    sums: Vec<BlockSum>,
 }
 
 impl Owned {
     fn new(x: &[f32], inputs: usize) -> Self {
         let blocks = x.len() / 32;
-        let mut owned = Self { inputs, q: vec![0; x.len()], scales: vec![0.0; blocks], sums: vec![0.0; blocks] };
+        let sums = vec![BlockSum::default(); blocks];
+        let mut owned = Self { inputs, q: vec![0; x.len()], scales: vec![0.0; blocks], sums };
         let to = QuantizedRow { q: &mut owned.q, scales: &mut owned.scales, sums: &mut owned.sums };
         quantize_row(Isa::PLAIN, x, to);
         owned
@@ -119,6 +120,28 @@ fn a_row_is_the_same_whatever_the_number_of_rows_and_its_place() {
                     let alone = &alone[first + row][half * PANEL..(half + 1) * PANEL];
                     assert_eq!(tile, alone, "{} {} row {row} of {rows}", isa.name(), encoding.name());
                 }
+            }
+        }
+    }
+}
+
+/// Integers are summed exactly, and the floats meet in the same order.
+#[test]
+fn every_fast_level_gives_the_same_bits_for_int8_rows() {
+    let fast: Vec<Isa> = Isa::all().into_iter().filter(|isa| *isa != Isa::PLAIN).collect();
+    for encoding in ENCODINGS.into_iter().filter(|encoding| encoding.block_values() > 1) {
+        let inputs = if encoding.block_values() == 256 { 1536 } else { 1120 };
+        let weights = Noise(61).packed(encoding, 31, inputs);
+        let x = Owned::new(&Noise(62).floats(70 * inputs), inputs);
+        for rows in (1..=34).chain([47, 64, 70]) {
+            for panel in 0..2 {
+                let run = |isa: &Isa| {
+                    let mut tile = vec![f32::NAN; rows * PANEL];
+                    panel_int8(*isa, &weights, panel, &x.rows(70 - rows, rows), &mut tile);
+                    tile.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+                };
+                let tiles: Vec<_> = fast.iter().map(run).collect();
+                assert!(tiles.windows(2).all(|pair| pair[0] == pair[1]), "{} {rows} rows", encoding.name());
             }
         }
     }

@@ -65,7 +65,7 @@ pub(super) struct Q8_0;
 pub(super) struct Q4<const MIN: bool>;
 pub(super) struct Q5<const MIN: bool>;
 
-const fn layout(encoding: Encoding) -> Layout {
+pub(super) const fn layout(encoding: Encoding) -> Layout {
     match Layout::of(encoding) {
         Some(layout) => layout,
         None => panic!("a float encoding has no blocks"),

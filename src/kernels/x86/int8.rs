@@ -10,7 +10,7 @@ use super::{
 use crate::kernels::{
     dequant::Encoding,
     pack::{BLOCK, PANEL, Packed},
-    quantize::QuantizedRows,
+    quantize::{BlockSum, QuantizedRows},
 };
 
 /// [`crate::kernels::matmul::panel_int8`].
@@ -70,7 +70,7 @@ unsafe fn all_rows<F: Format>(bytes: &[u8], x: &QuantizedRows<'_>, tile: &mut [f
 struct Rows<'a> {
     q: &'a [i8],
     scales: &'a [f32],
-    sums: &'a [f32],
+    sums: &'a [BlockSum],
     /// In a row.
     blocks: usize,
     /// Where the chunk begins.
@@ -106,7 +106,7 @@ unsafe fn some_rows<F: Format, const R: usize>(bytes: &[u8], x: Rows<'_>, fetch:
                 };
                 for row in 0..R {
                     let scale = _mm256_set1_ps(*x.scales.as_ptr().add(row * x.blocks + index));
-                    let sum = _mm256_set1_ps(*x.sums.as_ptr().add(row * x.blocks + index));
+                    let sum = _mm256_set1_ps((*x.sums.as_ptr().add(row * x.blocks + index)).value);
                     for half in 0..2 {
                         let (dot, scale) = (_mm256_cvtepi32_ps(dots[row][half]), _mm256_mul_ps(weights[half], scale));
                         totals[row][half] = _mm256_fmadd_ps(dot, scale, totals[row][half]);

@@ -2,7 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use crate::kernels::{pack::BLOCK, quantize::QuantizedRow};
+use crate::kernels::{
+    pack::BLOCK,
+    quantize::{BlockSum, QuantizedRow},
+};
 
 /// [`crate::kernels::quantize::quantize_row`].
 ///
@@ -30,10 +33,14 @@ pub unsafe fn row(x: &[f32], to: QuantizedRow<'_>) {
             _mm256_storeu_si256(q.as_mut_ptr().cast(), bytes);
             let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
             let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-            let fours = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256::<1>(fours));
-            let twos = _mm_add_epi32(fours, _mm_shuffle_epi32::<0b0100_1110>(fours));
-            let one = _mm_add_epi32(twos, _mm_shuffle_epi32::<0b1011_0001>(twos));
-            *sum = *scale * _mm_cvtsi128_si32(one) as f32;
+            let twos = _mm_hadd_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256::<1>(fours));
+            let halves = _mm_hadd_epi32(twos, twos);
+            let halves = [_mm_cvtsi128_si32(halves), _mm_extract_epi32::<1>(halves)];
+            *sum = BlockSum {
+                value: *scale * (halves[0] + halves[1]) as f32,
+                // 16 integers of at most 127 each.
+                halves: halves.map(|half| half as i16),
+            };
         }
     }
 }

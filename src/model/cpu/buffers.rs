@@ -2,7 +2,7 @@
 
 use crate::kernels::{
     pack::{BLOCK, PANEL},
-    quantize::{QuantizedRow, QuantizedRows},
+    quantize::{BlockSum, QuantizedRow, QuantizedRows},
     share::{Cut, cut},
 };
 
@@ -39,11 +39,11 @@ pub struct Rows {
     floats: Vec<f32>,
     q: Vec<i8>,
     scales: Vec<f32>,
-    sums: Vec<f32>,
+    sums: Vec<BlockSum>,
 }
 
 /// Some rows, where they are written.
-pub type RowCuts<'a> = (Cut<'a, f32>, Cut<'a, i8>, Cut<'a, f32>, Cut<'a, f32>);
+pub type RowCuts<'a> = (Cut<'a, f32>, Cut<'a, i8>, Cut<'a, f32>, Cut<'a, BlockSum>);
 
 /// One row, where it is written.
 pub struct RowOut<'a> {
@@ -83,7 +83,7 @@ impl Rows {
 
 /// The rows of a piece, one by one.
 pub fn rows_of<'p>(
-    (floats, q, scales, sums): (&'p mut [f32], &'p mut [i8], &'p mut [f32], &'p mut [f32]),
+    (floats, q, scales, sums): (&'p mut [f32], &'p mut [i8], &'p mut [f32], &'p mut [BlockSum]),
     width: usize,
 ) -> impl Iterator<Item = RowOut<'p>> {
     let blocks = width.div_ceil(BLOCK);
