@@ -81,7 +81,10 @@ pub fn quantize_row(isa: Isa, x: &[f32], to: QuantizedRow<'_>) {
         Level::Plain => reference::quantize_row(x, to),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level says what the machine has; the sizes were checked.
-        Level::Avx2 | Level::Avx512 => unsafe { x86::quantize::row(x, to) },
+        Level::Avx2 => unsafe { x86::quantize::row(x, to) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: likewise.
+        Level::Avx512 => unsafe { x86::avx512::quantize::row(x, to) },
     }
 }
 
@@ -95,7 +98,10 @@ pub fn norm_row(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) 
         Level::Plain => reference::norm_row(x, weight, eps, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level says what the machine has; the sizes were checked.
-        Level::Avx2 | Level::Avx512 => unsafe { x86::quantize::norm_row(x, weight, eps, out) },
+        Level::Avx2 => unsafe { x86::quantize::norm_row(x, weight, eps, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: likewise.
+        Level::Avx512 => unsafe { x86::avx512::quantize::norm_row(x, weight, eps, out) },
     }
 }
 

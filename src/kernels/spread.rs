@@ -44,7 +44,10 @@ impl Part {
             Level::Plain => reference::spread_part(logits),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the level says what the machine has.
-            Level::Avx2 | Level::Avx512 => unsafe { x86::spread::part(logits) },
+            Level::Avx2 => unsafe { x86::spread::part(logits) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: likewise.
+            Level::Avx512 => unsafe { x86::avx512::spread::part(logits) },
         };
         Self { best: (part.best.0, part.best.1 + first as u32), ..part }
     }

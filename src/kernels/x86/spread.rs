@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use crate::kernels::spread::Part;
 
 /// Below this a weight is taken for nothing: e^-87 is about 1e-38, the smallest normal number.
-const LEAST: f32 = -87.0;
+pub(super) const LEAST: f32 = -87.0;
 
 /// [`crate::kernels::spread::Part::of`], with the token counted from the first of `logits`, which are not empty.
 ///

@@ -9,6 +9,8 @@ mod formats;
 
 pub(in crate::kernels) mod float;
 pub(in crate::kernels) mod int8;
+pub(in crate::kernels) mod quantize;
+pub(in crate::kernels) mod spread;
 
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
