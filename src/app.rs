@@ -90,6 +90,7 @@ impl Built {
 ///
 /// The caller holds the data directory.
 pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError> {
+    model::give_back_large_buffers();
     let source = ModelSource::detect(&config.model.path)?;
     let text_source = match &source {
         ModelSource::Folder(path) => TextSource::Folder(path.clone()),
@@ -108,6 +109,7 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
         AdapterStore::open(&config.adapters, &vault, loaded.packer, identity, loaded.base, Arc::clone(metrics))?;
     let journal = open_journal(config, metrics)?;
     let (engine, thread) = engine::spawn(loaded.decoder, config.engine.clone(), Arc::clone(metrics));
+    model::give_back_free_memory();
     let gateway = Gateway::new(Parts {
         engine,
         adapters: adapters.store,

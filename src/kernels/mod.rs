@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod attention;
 pub mod dequant;
+pub mod heap;
 pub mod isa;
 pub mod limits;
 pub mod lora;

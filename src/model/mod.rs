@@ -25,6 +25,7 @@ pub use step::{Adjustments, RowAnswer, RowAsk, SampleAsk, SeenToken, StepOutput,
 pub use timing::{Costs, Phase, PhaseWeights, Timings};
 
 pub use crate::kernels::{
+    heap::{give_back_free_memory, give_back_large_buffers},
     isa::{Isa, MissingIsa},
     priority::lower_thread_priority,
 };

@@ -1,9 +1,30 @@
 //! Keys and values of every layer, head by head.
 
+use half::{f16, vec::HalfBitsVecExt};
+
 use crate::{
     kernels::attention::{KvLayout, Stock, Stored},
     model::{KvShape, ModelShape},
 };
+
+/// Numbers whose memory the system gives as zeros, page by page as they are first written: a budget costs nothing before it
+/// is used.
+pub trait Zeros: Stored {
+    fn zeros(count: usize) -> Vec<Self>;
+}
+
+impl Zeros for f32 {
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0.0; count]
+    }
+}
+
+impl Zeros for f16 {
+    /// `vec!` knows of integers that they are zero, of `f16` it does not and would write every one.
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0u16; count].reinterpret_into()
+    }
+}
 
 /// Stored keys and values; every head of a layer has its own blocks, so that threads may write different heads at once.
 pub struct KvStore<T> {
@@ -19,15 +40,17 @@ pub struct LayerKv<T> {
     pub values: Vec<T>,
 }
 
-impl<T: Stored> KvStore<T> {
+impl<T: Zeros> KvStore<T> {
     pub fn new(shape: &ModelShape, kv: KvShape) -> Self {
         let layout = KvLayout { block_tokens: kv.block_tokens, head_dim: shape.head_dim };
         let head_values = kv.blocks * layout.block_values();
-        let zeros = || vec![T::default(); shape.kv_heads * head_values];
+        let zeros = || T::zeros(shape.kv_heads * head_values);
         let layers = (0..shape.layers).map(|_| LayerKv { keys: zeros(), values: zeros() }).collect();
         Self { layout, head_values, layers }
     }
+}
 
+impl<T: Stored> KvStore<T> {
     pub fn layer_mut(&mut self, layer: usize) -> &mut LayerKv<T> {
         &mut self.layers[layer]
     }
