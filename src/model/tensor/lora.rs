@@ -16,6 +16,11 @@ pub struct TensorAdapter {
     pub layers: Vec<[Option<LowRank>; Projection::ALL.len()]>,
 }
 
+impl TensorAdapter {
+    /// An adapter's own tensors, and a place in a stack.
+    pub const PLACES: u64 = 2;
+}
+
 /// `y += scale · (B (A x))`, in `f32`, which holds every f16 and bf16 value exactly.
 ///
 /// The leading 1 of each tensor is where several adapters' are stacked.
@@ -54,7 +59,7 @@ impl Packer for TensorPacker {
             // Refused by `pack`, which then holds nothing.
             SiteDelta::Bias(_) | SiteDelta::Full(_) | SiteDelta::EmbedLowRank { .. } | SiteDelta::TokenRows { .. } => 0,
         });
-        (values.sum::<usize>() * size_of::<f32>()) as u64
+        TensorAdapter::PLACES * (values.sum::<usize>() * size_of::<f32>()) as u64
     }
 
     fn pack(

@@ -1,8 +1,9 @@
 //! Adapters of one rank side by side in one tensor for each site, so that one product serves all of them.
 //!
 //! A stack is a second copy, and holds only adapters that lately shared a step with others of their rank: as many as one
-//! step has had of that rank, rounded up to a power of two. An adapter is copied in at its first such step, three copies for
-//! each of its sites, and stays until its place is wanted by another.
+//! step has had of that rank. An adapter is copied in at its first such step, three copies for each of its sites, and stays
+//! until its place is wanted by another. The memory is counted as the adapter's ([`TensorAdapter::PLACES`]): where more than
+//! a quarter of the places are those of adapters that are gone, the bank is let go of, and filled anew by those that live.
 
 use std::{
     collections::HashMap,
@@ -50,6 +51,7 @@ pub struct Stack {
 impl Stacks {
     pub fn start_step(&mut self) {
         self.step += 1;
+        self.ranks.retain(|_, bank| 4 * bank.left() <= bank.places.len());
     }
 
     /// Sees to it that all `adapters` have a place in the bank of `rank`, and gives their places.
@@ -86,6 +88,11 @@ impl Stacks {
 }
 
 impl Bank {
+    /// Places of adapters that are gone.
+    fn left(&self) -> usize {
+        self.places.iter().filter(|place| place.owner.strong_count() == 0).count()
+    }
+
     fn find(&mut self, adapter: &Arc<LoraAdapter>, step: u64) -> Option<usize> {
         // A weak reference keeps the address from being used again.
         let found = self.places.iter().position(|place| place.owner.as_ptr() == Arc::as_ptr(adapter))?;
@@ -97,13 +104,10 @@ impl Bank {
     fn free(&mut self, step: u64, wanted: usize) -> Result<usize> {
         let idle = self.places.iter().enumerate().filter(|(_, place)| place.last_step < step);
         let oldest = idle.min_by_key(|(_, place)| (place.owner.strong_count() > 0, place.last_step));
-        let spare = self.places.len() >= wanted.next_power_of_two();
+        let enough = self.places.len() >= wanted;
         match oldest {
-            Some((index, place)) if spare || place.owner.strong_count() == 0 => Ok(index),
-            _ => {
-                let more = (self.places.len() + 1).max(wanted).next_power_of_two();
-                self.grow(more)
-            }
+            Some((index, place)) if enough || place.owner.strong_count() == 0 => Ok(index),
+            _ => self.grow((self.places.len() + 1).max(wanted)),
         }
     }
 
@@ -148,5 +152,70 @@ impl Bank {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::terms::{AdapterVersion, Digest};
+
+    const RANK: usize = 2;
+
+    /// One with a single site, all of whose numbers are `number`.
+    fn adapter(number: u8) -> Arc<LoraAdapter> {
+        let filled = |shape: &[usize]| Tensor::full(f32::from(number), shape, &Device::Cpu).expect("a tensor");
+        let low_rank =
+            LowRank { a: filled(&[1, RANK, 3]), b: filled(&[1, 4, RANK]), scale: filled(&[1, 1, 1]), factor: 1.0 };
+        let weights =
+            TensorAdapter { base: Digest::of(b""), layers: vec![[Some(low_rank), None, None, None, None, None, None]] };
+        Arc::new(LoraAdapter::new(AdapterVersion(Digest::of(&[number])), 0, Arc::new(weights)))
+    }
+
+    /// Places `adapters` in a step of their own; gives how many places there are then.
+    fn step(stacks: &mut Stacks, adapters: &[Arc<LoraAdapter>]) -> usize {
+        stacks.start_step();
+        let weights = |adapter: &Arc<LoraAdapter>| adapter.packed::<TensorAdapter>().map(|packed| packed.layers.len());
+        assert!(adapters.iter().all(|adapter| weights(adapter) == Some(1)));
+        let owners: Vec<_> =
+            adapters.iter().map(|adapter| (adapter, adapter.packed::<TensorAdapter>().expect("packed here"))).collect();
+        let places = stacks.place(RANK, &owners, &Device::Cpu).expect("room");
+        let stack = stacks.get(RANK, 0, Projection::Query).expect("a stack");
+        let first = |place: u32| {
+            stack.a.get(place as usize).and_then(|a| a.flatten_all()?.to_vec1::<f32>()).expect("values")[0]
+        };
+        let expected: Vec<f32> = owners
+            .iter()
+            .map(|(_, own)| {
+                own.layers[0][0].as_ref().and_then(|own| own.a.flatten_all().ok()?.to_vec1().ok()).expect("values")[0]
+            })
+            .collect();
+        assert_eq!(places.into_iter().map(first).collect::<Vec<f32>>(), expected);
+        stack.a.dims()[0]
+    }
+
+    #[test]
+    fn a_stack_holds_as_many_as_a_step_has_had() {
+        let mut stacks = Stacks::default();
+        let adapters: Vec<_> = (1..8).map(adapter).collect();
+        assert_eq!(step(&mut stacks, &adapters[..2]), 2);
+        assert_eq!(step(&mut stacks, &adapters[2..5]), 3);
+        assert_eq!(step(&mut stacks, &adapters[4..6]), 3, "who was used longest ago makes way");
+        assert_eq!(step(&mut stacks, &adapters), 7);
+    }
+
+    #[test]
+    fn what_gone_adapters_leave_is_let_go_of() {
+        let mut stacks = Stacks::default();
+        let mut adapters: Vec<_> = (1..9).map(adapter).collect();
+        assert_eq!(step(&mut stacks, &adapters), 8);
+        adapters.truncate(6);
+        assert_eq!(step(&mut stacks, &adapters[..2]), 8, "a quarter may be idle");
+        adapters.truncate(5);
+        assert_eq!(step(&mut stacks, &adapters[..2]), 2);
+        assert_eq!(step(&mut stacks, &adapters), 5);
+        adapters.clear();
+        stacks.start_step();
+        assert!(stacks.get(RANK, 0, Projection::Query).is_none());
     }
 }
