@@ -161,7 +161,7 @@ settings! {
     /// Compute equal beginnings of prompts once; `false` computes every prompt whole
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Engine")]
     enable_prefix_caching: Switch,
-    /// How long a step should take while answers are running, in milliseconds: longer prompts are read in chunks; 0 sets no limit
+    /// How long a step may take while answers are running, in milliseconds: prompts are read in chunks that fit; 0 sets no limit
     #[arg(long, value_name = "MILLISECONDS", help_heading = "Engine")]
     step_ms: u64,
     /// No step for this long while work is running means that the engine is stalled, in seconds

@@ -28,8 +28,8 @@ pub struct EngineConfig {
     pub max_loras: usize,
     /// Prompt and answer together, in tokens.
     pub max_model_len: usize,
-    /// How long one step may take while answers are running; longer prompts are then read in smaller chunks. Where answers
-    /// alone take longer, prompts may double it. Zero sets no limit.
+    /// How long one step may take while answers are running; prompts are read in chunks that fit. Where answers alone take
+    /// longer than half of it, prompts may take as long again. Zero sets no limit.
     pub step_target: Duration,
     /// Keys and values of equal beginnings, under one version and caller, are computed once and kept while there is room.
     pub prefix_caching: bool,
@@ -45,7 +45,7 @@ impl Default for EngineConfig {
             max_queued: 256,
             max_loras: 64,
             max_model_len: 4096,
-            step_target: Duration::from_millis(200),
+            step_target: Duration::from_millis(30),
             prefix_caching: true,
             stall: Duration::from_secs(60),
         }

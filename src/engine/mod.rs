@@ -3,7 +3,8 @@
 //! One thread owns the decoder, the KV blocks, the scheduler and every running sequence.
 
 mod blocks;
-mod chunk;
+mod budget;
+mod cost;
 mod handle;
 mod prefix;
 mod pulse;

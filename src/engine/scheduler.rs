@@ -9,11 +9,12 @@ use std::{
 use super::{
     EngineFault, Priority,
     blocks::BlockPool,
-    chunk::ChunkLimit,
+    budget::StepBudget,
+    cost::StepLoad,
     pulse::Occupancy,
     queue::Queue,
     sequence::{Lane, Sequence},
-    share::share,
+    share::Ledger,
 };
 use crate::{
     config::EngineConfig,
@@ -26,10 +27,9 @@ use crate::{
 pub struct Step {
     pub batch: Batch,
     turns: Vec<Turn>,
-    /// How many of the rows are prompt chunks.
+    /// What it consists of, and how many of its rows are prompt chunks.
+    load: StepLoad,
     prompt_rows: usize,
-    /// Whether answers are waiting for this step too.
-    mixed: bool,
 }
 
 /// One sequence's part in a step.
@@ -47,9 +47,8 @@ pub struct Scheduler {
     max_loras: usize,
     vocab: usize,
     pool: BlockPool,
-    /// Prompt rows beside running answers, and in a step of their own.
-    beside: ChunkLimit,
-    alone: ChunkLimit,
+    budget: StepBudget,
+    ledger: Ledger,
     /// By priority (highest first), then by ticket.
     running: Vec<Sequence>,
     normal: Queue,
@@ -77,9 +76,8 @@ impl Scheduler {
             max_loras: config.max_loras.max(1),
             vocab,
             pool: BlockPool::new(kv),
-            beside: ChunkLimit::new(config.step_target, max_rows),
-            // Nobody is waiting for a next token then, but somebody new may want to join, and a step cannot be left.
-            alone: ChunkLimit::new(config.step_target * 8, max_rows),
+            budget: StepBudget::new(config.step_target),
+            ledger: Ledger::new(max_rows / 2),
             running: Vec::new(),
             normal: Queue::default(),
             background: Queue::default(),
@@ -325,14 +323,41 @@ impl Scheduler {
             pending.push((index, sequence.pending()));
         }
         let (single, prompts): (Vec<_>, Vec<_>) = pending.into_iter().partition(|&(_, pending)| pending == 1);
-        step.mixed = !single.is_empty();
-        let limit = if step.mixed { self.beside.rows() } else { self.alone.rows() };
         let lane = |index: usize| self.running[index].lane();
-        let prompts = share(limit.min(self.max_rows - single.len()), prompts, lane);
-        step.prompt_rows = prompts.iter().map(|&(_, rows)| rows).sum();
-        step.turns.extend(single.into_iter().chain(prompts).map(|(index, rows)| Turn { index, rows, asks: 0 }));
+        let answers: Vec<Lane> = single.iter().map(|&(index, _)| lane(index)).collect();
+        let turns = |rows| {
+            let prompts = self.ledger.share(rows, &answers, &prompts, lane);
+            single.iter().copied().chain(prompts).collect::<Vec<_>>()
+        };
+        let left = self.max_rows - single.len();
+        let rows = match prompts.is_empty() {
+            true => 0,
+            false => self.budget.rows(!single.is_empty(), left, |rows| self.load(&turns(rows))),
+        };
+        let turns = turns(rows);
+        step.load = self.load(&turns);
+        step.prompt_rows = step.load.rows - single.len();
+        step.turns.extend(turns.into_iter().map(|(index, rows)| Turn { index, rows, asks: 0 }));
         // Rows of one adapter stand together, so that a decoder can gather them as one run.
         step.turns.sort_by_key(|turn| (self.running[turn.index].version(), turn.index));
+        let present = self.running.iter().filter(|sequence| Some(sequence.priority) == priority);
+        let present = present.map(|sequence| (sequence.lane(), 0));
+        let rows = step.turns.iter().map(|turn| (self.running[turn.index].lane(), turn.rows));
+        self.ledger.count(present.chain(rows));
+    }
+
+    /// What a step of these (index, rows) consists of.
+    fn load(&self, turns: &[(usize, usize)]) -> StepLoad {
+        let mut load = StepLoad::default();
+        let mut versions = HashSet::new();
+        for &(index, rows) in turns {
+            let sequence = &self.running[index];
+            load.add(sequence.reach(0), rows);
+            load.asks += sequence.scores(rows);
+            versions.extend(sequence.version());
+        }
+        load.adapters = versions.len();
+        load
     }
 
     fn write(&self, step: &mut Step) {
@@ -354,8 +379,7 @@ impl Scheduler {
     /// Takes in a step's answers, which lasted `took`; returns how many sequences ended with it. `output` has one
     /// answer for each of the batch's asks.
     pub fn advance(&mut self, step: &Step, output: &mut StepOutput, took: Duration) -> usize {
-        let limit = if step.mixed { &mut self.beside } else { &mut self.alone };
-        limit.learn(step.prompt_rows, took);
+        self.budget.learn(step.load, step.prompt_rows, took);
         let now = Instant::now();
         let mut answers = output.answers.drain(..);
         let mut ended = Vec::new();

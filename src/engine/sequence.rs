@@ -132,6 +132,16 @@ impl Sequence {
         self.computed + rows
     }
 
+    /// How many of its next `rows` rows are asked for a token or its score.
+    pub fn scores(&self, rows: usize) -> usize {
+        let reach = self.reach(rows);
+        match &self.task {
+            Task::Generate { .. } => usize::from(rows > 0 && reach == self.known()),
+            Task::Score { reported, .. } => reach - self.computed.max(*reported).min(reach),
+            Task::Embed { .. } => 0,
+        }
+    }
+
     /// Whether there is nothing to run at all: no token wanted, or none to score.
     pub fn wants_nothing(&self) -> bool {
         match &self.task {

@@ -24,7 +24,7 @@ fn config(max_num_seqs: usize, max_num_batched_tokens: usize) -> EngineConfig {
     }
 }
 
-/// A scheduler whose decoder always answers with the token 1.
+/// A scheduler whose decoder always answers with the token 1. Steps take no time, unless a test says how long.
 struct Bench {
     scheduler: Scheduler,
     step: Step,
@@ -33,6 +33,8 @@ struct Bench {
     max_loras: usize,
     /// Whether equal beginnings are computed once.
     shared: bool,
+    /// Of a step that consists of so much.
+    took: fn(StepLoad) -> Duration,
 }
 
 /// What one planned step holds: (first token of the prompt, rows) in order of rows.
@@ -54,6 +56,7 @@ impl Bench {
             pulse: Arc::new(Pulse::new(Duration::ZERO, blocks, 10_000, places(config))),
             max_loras: config.max_loras,
             shared: config.prefix_caching,
+            took: |_| Duration::ZERO,
         }
     }
 
@@ -138,7 +141,7 @@ impl Bench {
         }
         let rows = self.rows();
         let mut output = StepOutput { answers: self.step.batch.asks.iter().map(|ask| answer(&ask.want)).collect() };
-        self.scheduler.advance(&self.step, &mut output, Duration::ZERO);
+        self.scheduler.advance(&self.step, &mut output, (self.took)(self.step.load));
         Some(rows)
     }
 
@@ -254,6 +257,48 @@ fn answers_go_first_and_prompts_share_what_is_left() {
     assert_eq!(bench.step(), Some(vec![(1, 1), (2, 1), (3, 1), (10, 4), (11, 3)]));
 }
 
+/// 5 ms for a step, and 1 ms for each row.
+fn steady(load: StepLoad) -> Duration {
+    Duration::from_millis(5 + load.rows as u64)
+}
+
+/// Rows of a long prompt in each step beside `answers` answers, while both run, from when chunks have found their size.
+fn chunks_beside(answers: usize, target_ms: u64) -> Vec<usize> {
+    let config = EngineConfig { step_target: Duration::from_millis(target_ms), ..config(64, 256) };
+    let mut bench = Bench { took: steady, ..Bench::new(&config, 4096) };
+    let _answers: Vec<_> = (0..answers).map(|_| bench.push(1, 1, 400)).collect();
+    (0..40).for_each(|_| _ = bench.step());
+    let _long = bench.push(2, 2000, 1);
+    let steps: Vec<Rows> = (0..30).map_while(|_| bench.step()).collect();
+    let chunk = |step: &Rows| step.iter().find(|&&(token, _)| token == 2).expect("the prompt goes on").1;
+    assert!(steps.iter().all(|step| step.len() == answers + 1), "answers go on");
+    steps.iter().skip(10).map(chunk).collect()
+}
+
+#[test]
+fn a_prompt_takes_the_time_that_a_step_has_left() {
+    for rows in chunks_beside(5, 40) {
+        assert!((25..=33).contains(&rows), "{rows}: 40 ms hold 5 ms, 5 answers and 30 rows");
+    }
+}
+
+#[test]
+fn beside_many_answers_a_prompt_takes_as_long_again() {
+    for rows in chunks_beside(40, 40) {
+        assert!((42..=55).contains(&rows), "{rows}: 1.1 times 45 ms");
+    }
+}
+
+#[test]
+fn a_prompt_alone_is_read_in_long_steps() {
+    let config = EngineConfig { step_target: Duration::from_millis(20), ..config(8, 512) };
+    let mut bench = Bench { took: steady, ..Bench::new(&config, 4096) };
+    let _long = bench.push(2, 3000, 1);
+    let chunks: Vec<usize> = (0..20).map_while(|_| Some(bench.step()?[0].1)).collect();
+    assert_eq!(chunks[..4], [16, 32, 64, 128], "the first are guesses");
+    assert!(chunks[8..14].iter().all(|rows| (130..=170).contains(rows)), "{chunks:?}: eight times 20 ms");
+}
+
 #[test]
 fn a_prompt_that_came_first_goes_on_whatever_comes_later() {
     let mut bench = Bench::new(&config(64, 8), 512);
@@ -274,9 +319,28 @@ fn a_burst_on_one_adapter_does_not_hold_up_anothers_prompt() {
     let other = bench.push_as(2, 16, generate(1), |job| job.adapter = Some(adapter(2)));
     bench.step();
     bench.step();
-    assert!(other.got_all(), "half of the rows are its own");
+    assert!(other.got_all(), "at least half of the rows are its own");
     bench.finish(99);
     assert!(burst.into_iter().all(Asked::got_all));
+}
+
+#[test]
+fn a_burst_of_answers_does_not_hold_up_anothers_prompt() {
+    // 20 answers of one adapter fill most of a step, and 20 more prompts of theirs wait for the rest.
+    let mut bench = Bench::new(&config(64, 40), 2048);
+    let tuned = |bench: &mut Bench, token, len, wanted, lora| {
+        bench.push_as(token, len, generate(wanted), |job| job.adapter = Some(adapter(lora)))
+    };
+    let _answers: Vec<_> = (0..20).map(|_| tuned(&mut bench, 1, 1, 300, 1)).collect();
+    (0..20).for_each(|_| _ = bench.step());
+    let _prompts: Vec<_> = (0..20).map(|_| tuned(&mut bench, 3, 200, 1, 1)).collect();
+    (0..5).for_each(|_| _ = bench.step());
+    let _other = tuned(&mut bench, 2, 100, 1, 2);
+    for _ in 0..5 {
+        let rows = bench.step().expect("a step");
+        assert_eq!(rows.iter().find(|&&(token, _)| token == 2), Some(&(2, 20)), "all that answers leave is its own");
+    }
+    assert!(bench.step().is_some_and(|rows| rows.iter().any(|&(token, _)| token == 3)));
 }
 
 #[test]

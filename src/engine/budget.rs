@@ -1,0 +1,121 @@
+//! How many prompt rows a step may hold, so that it ends in time.
+
+use std::time::Duration;
+
+use super::{
+    cost::{StepCost, StepLoad},
+    share::largest,
+};
+
+/// Keeps steps within a time, by what steps have been found to cost.
+#[derive(Debug)]
+pub struct StepBudget {
+    /// In seconds; zero sets no limit.
+    target: f64,
+    cost: StepCost,
+    /// The most prompt rows that a measured step had.
+    tried: usize,
+}
+
+impl StepBudget {
+    /// The first chunk of all is a guess, and no later one is more than twice the largest before it.
+    const FIRST: usize = 16;
+    /// Where answers alone take long, prompts may make a step so many times as long: they have to be read some time. Half of
+    /// the time is then theirs, and answers come at half their pace.
+    const BESIDE: f64 = 2.1;
+    /// So many times as long may a step be that nobody waits for: somebody new may want to join, and a step cannot be left.
+    const ALONE: f64 = 8.0;
+
+    pub fn new(target: Duration) -> Self {
+        Self { target: target.as_secs_f64(), cost: StepCost::new(), tried: 0 }
+    }
+
+    /// The most prompt rows, up to `most`, with which a step keeps within the time. `load` tells what a step with so many of
+    /// them consists of; `awaited` whether it has rows of answers too.
+    pub fn rows(&self, awaited: bool, most: usize, load: impl Fn(usize) -> StepLoad) -> usize {
+        if self.target <= 0.0 {
+            return most;
+        }
+        let most = most.min(Self::FIRST.max(2 * self.tried));
+        if !self.cost.is_known() {
+            return most;
+        }
+        let seconds = |rows| self.cost.seconds(load(rows));
+        let each = self.target.max(Self::BESIDE * seconds(0));
+        let budget = if awaited { each } else { Self::ALONE * each };
+        // However slow the steps are, a prompt goes on.
+        largest(most, |rows| seconds(rows) <= budget).max(1.min(most))
+    }
+
+    /// Takes in what a step took that had `prompt_rows` rows of prompts.
+    pub fn learn(&mut self, load: StepLoad, prompt_rows: usize, took: Duration) {
+        self.cost.learn(load, took);
+        self.tried = self.tried.max(prompt_rows);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine that takes 10 ms for a step and 1 ms for each row.
+    fn took(load: StepLoad) -> Duration {
+        Duration::from_millis(10 + load.rows as u64)
+    }
+
+    fn load(answers: usize, rows: usize) -> StepLoad {
+        let mut load = StepLoad { asks: answers, ..StepLoad::default() };
+        (0..answers).for_each(|_| load.add(0, 1));
+        load.rows += rows;
+        load
+    }
+
+    /// One that has seen answers alone, and prompts of many sizes beside them.
+    fn learned(target_ms: u64, answers: usize) -> StepBudget {
+        let mut budget = StepBudget::new(Duration::from_millis(target_ms));
+        for step in 0..200 {
+            let rows = if step % 2 == 0 { 0 } else { step % 50 };
+            budget.learn(load(answers, rows), rows, took(load(answers, rows)));
+        }
+        budget
+    }
+
+    fn rows(budget: &StepBudget, answers: usize, most: usize) -> usize {
+        budget.rows(answers > 0, most, |rows| load(answers, rows))
+    }
+
+    #[test]
+    fn a_step_takes_the_time_it_may() {
+        let found = rows(&learned(60, 4), 4, 512);
+        assert!((43..=49).contains(&found), "{found}: 60 ms hold 14 ms of answers and 46 rows");
+        assert_eq!(rows(&learned(60, 4), 4, 20), 20, "there are no more");
+        assert_eq!(rows(&learned(0, 4), 4, 512), 512, "no target, no limit");
+    }
+
+    #[test]
+    fn slow_answers_leave_as_much_time_to_prompts() {
+        let found = rows(&learned(5, 30), 30, 512);
+        assert!((41..=47).contains(&found), "{found}: 1.1 times the 40 ms of the answers");
+    }
+
+    #[test]
+    fn a_step_that_nobody_waits_for_may_take_longer() {
+        let budget = learned(11, 0);
+        let found = rows(&budget, 0, 512);
+        // Eight times twice the 10 ms of any step; but nobody has seen more than 49 rows yet.
+        assert_eq!(found, 98);
+    }
+
+    #[test]
+    fn chunks_grow_from_a_guess_and_never_shrink_to_nothing() {
+        let mut budget = StepBudget::new(Duration::from_millis(1));
+        assert_eq!(rows(&budget, 1, 512), StepBudget::FIRST);
+        assert_eq!(rows(&budget, 1, 4), 4);
+        for _ in 0..20 {
+            budget.learn(load(1, 16), 16, Duration::from_secs(5));
+        }
+        let dear = |rows| StepLoad { rows, positions: 1_000_000 * rows, ..load(1, 0) };
+        assert_eq!(budget.rows(true, 512, dear), 1);
+        assert_eq!(budget.rows(true, 0, dear), 0);
+    }
+}
