@@ -110,15 +110,14 @@ impl StepCost {
 
 /// What a step without news does to the doubts: they grow, up to the price itself.
 fn drift(doubts: &mut [Parts; PARTS], prices: &Parts) {
-    for i in 0..PARTS {
-        (0..PARTS).for_each(|j| doubts[i][j] += StepCost::COMMON_DRIFT.powi(2) * prices[i] * prices[j]);
-        doubts[i][i] += (StepCost::DRIFT * prices[i]).powi(2);
-        let excess = doubts[i][i].sqrt() / prices[i];
+    for (i, price) in prices.iter().enumerate() {
+        let row = &mut doubts[i];
+        row.iter_mut().zip(prices).for_each(|(doubt, other)| *doubt += StepCost::COMMON_DRIFT.powi(2) * price * other);
+        row[i] += (StepCost::DRIFT * price).powi(2);
+        let excess = row[i].sqrt() / price;
         if excess > 1.0 {
-            for j in 0..PARTS {
-                doubts[i][j] /= excess;
-                doubts[j][i] /= excess;
-            }
+            row.iter_mut().for_each(|doubt| *doubt /= excess);
+            doubts.iter_mut().for_each(|row| row[i] /= excess);
         }
     }
 }
