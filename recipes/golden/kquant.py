@@ -17,6 +17,11 @@ def quantize(rows, kind):
     return encoded.reshape(rows.shape[0], -1)
 
 
+def _divisor(scale):
+    """A block of zeros has a scale of 0; whatever its codes are, they decode to zeros."""
+    return np.where(scale == 0, np.float32(1), scale.astype(np.float32))
+
+
 def _scales_and_minima(blocks, levels):
     """Super-scales [n, 1] as f16, 6-bit scales and minima [n, 8], and codes [n, 8, 32], with x ≈ d·scale·code − dmin·minimum."""
     sub = blocks.reshape(-1, 8, 32)
@@ -24,9 +29,9 @@ def _scales_and_minima(blocks, levels):
     step = (sub.max(-1) - low) / levels
     d = (step.max(-1, keepdims=True) / 63).astype(np.float16)
     dmin = (-low.min(-1, keepdims=True) / 63).astype(np.float16)
-    scale = np.clip(np.rint(step / d.astype(np.float32)), 1, 63).astype(np.uint8)
-    minimum = np.clip(np.rint(-low / dmin.astype(np.float32)), 0, 63).astype(np.uint8)
-    width = (d.astype(np.float32) * scale)[..., None]
+    scale = np.clip(np.rint(step / _divisor(d)), 1, 63).astype(np.uint8)
+    minimum = np.clip(np.rint(-low / _divisor(dmin)), 0, 63).astype(np.uint8)
+    width = (_divisor(d) * scale)[..., None]
     shift = (dmin.astype(np.float32) * minimum)[..., None]
     codes = np.clip(np.rint((sub + shift) / width), 0, levels).astype(np.uint8)
     return d, dmin, _pack_six_bits(scale, minimum), codes
@@ -65,10 +70,10 @@ def _q6_k(blocks):
     sub = blocks.reshape(-1, 16, 16)
     peak = np.abs(sub).max(-1) / 31
     d = (peak.max(-1, keepdims=True) / 127).astype(np.float16)
-    scale = np.clip(np.rint(peak / d.astype(np.float32)), 1, 127)
+    scale = np.clip(np.rint(peak / _divisor(d)), 1, 127)
     # Every other sub-block takes a negative scale: a reader that takes scales for unsigned is then wrong.
     scale[:, 1::2] *= -1
-    width = (d.astype(np.float32) * scale)[..., None]
+    width = (_divisor(d) * scale)[..., None]
     codes = (np.clip(np.rint(sub / width), -32, 31) + 32).astype(np.uint8).reshape(-1, 2, 4, 32)
     low = np.concatenate(
         [(codes[:, :, 0] & 15) | (codes[:, :, 2] & 15) << 4, (codes[:, :, 1] & 15) | (codes[:, :, 3] & 15) << 4], axis=2
