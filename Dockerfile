@@ -23,7 +23,9 @@ COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY benches benches
 ARG CUDA_COMPUTE_CAP=80
-RUN CUDA_COMPUTE_CAP="$CUDA_COMPUTE_CAP" scripts/docker/build-release /build/out --features cuda
+# flash-attn instead of cuda: paged attention by candle-flash-attn, which needs compute capability 8.0.
+ARG FEATURES=cuda
+RUN CUDA_COMPUTE_CAP="$CUDA_COMPUTE_CAP" scripts/docker/build-release /build/out --features "$FEATURES"
 
 FROM nvidia/cuda:13.0.2-runtime-ubuntu24.04 AS cuda
 COPY --from=cuda-builder /build/out/tunegate /usr/local/bin/tunegate

@@ -77,6 +77,9 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
     let dtype = tensor::dtype(&device, options.dtype);
     if !device.is_cpu() {
         notes.push(format!("weights are converted to {}", dtype.as_str()));
+        if tensor::reads_pages(&device, dtype, &shape, options.block_tokens) {
+            notes.push("attention reads KV blocks in place (candle-flash-attn)".to_owned());
+        }
     } else if options.dtype.is_some_and(|dtype| dtype != Dtype::Float32) {
         notes.push("--dtype is for a GPU; on a CPU it is --exact that makes a difference".to_owned());
     }

@@ -7,6 +7,7 @@ use super::{
     kv::KvPools,
     linear::Linear,
     ops,
+    paged::{Paged, Tables},
     plan::{Group, Plan},
 };
 use crate::model::ModelShape;
@@ -42,16 +43,33 @@ impl Attention {
         let queries = self.placed(queries, shape.heads, norms.map(|norms| &norms.0), step)?;
         let keys = self.placed(keys, shape.kv_heads, norms.map(|norms| &norms.1), step)?;
         step.pools.write(layer, &step.plan.slots, &keys, &values)?;
-        let queries = ops::affine(&queries, (shape.head_dim as f64).powf(-0.5), 0.0)?;
+        let outputs = match &step.plan.paged {
+            Some(tables) => self.in_place(&queries, tables, layer, step)?,
+            None => self.gathered(&queries, layer, step)?,
+        };
+        Ok(self.output.forward(&outputs, layer, step.deltas)?.remove(0))
+    }
+
+    /// Over keys and values where they lie.
+    fn in_place(&self, queries: &Tensor, tables: &Tables, layer: usize, step: &Step) -> Result<Tensor> {
+        let (heads, head_dim) = (step.shape.heads, step.shape.head_dim);
+        let queries = &queries.reshape(((), heads, head_dim))?;
+        let (keys, values) = &step.pools.pages(layer)?;
+        let scale = (head_dim as f32).powf(-0.5);
+        Paged { queries, keys, values, tables, window: self.window, scale }.attend()
+    }
+
+    /// Over keys and values that each group gathers from their blocks.
+    fn gathered(&self, queries: &Tensor, layer: usize, step: &Step) -> Result<Tensor> {
+        let queries = ops::affine(queries, (step.shape.head_dim as f64).powf(-0.5), 0.0)?;
         let window = step.plan.window(self.window);
         let outputs: Vec<Tensor> =
             window.groups.iter().map(|group| attend(&queries, group, layer, step)).collect::<Result<_>>()?;
         let outputs = ops::join(&outputs, 0)?;
-        let outputs = match &window.restore {
-            Some(places) => ops::select(&outputs, places)?,
-            None => outputs,
-        };
-        Ok(self.output.forward(&outputs, layer, step.deltas)?.remove(0))
+        match &window.restore {
+            Some(places) => ops::select(&outputs, places),
+            None => Ok(outputs),
+        }
     }
 
     /// Norms and rotates `[rows, heads · head_dim]`.

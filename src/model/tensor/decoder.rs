@@ -14,6 +14,7 @@ use super::{
     lora::TensorPacker,
     mlp::Mlp,
     ops::{self, Counts},
+    paged,
     plan::Plan,
     rows::TensorRows,
     stacks::Stacks,
@@ -68,6 +69,8 @@ struct Runner {
     rotary: Rotary,
     pools: KvPools,
     scoring: Scoring,
+    /// Whether attention reads keys and values in place.
+    paged: bool,
 }
 
 /// A decoder with what belongs to it.
@@ -115,6 +118,7 @@ pub fn assemble(
             runner: Runner {
                 rotary: Rotary::new(&shape.rope, shape.head_dim),
                 scoring: Scoring::of(&device),
+                paged: paged::possible(&device, dtype, &shape, kv.block_tokens),
                 shape,
                 kv,
                 device,
@@ -165,6 +169,11 @@ impl TensorDecoder {
         self.runner.scoring = scoring;
     }
 
+    /// Lets tests on a CPU take CUDA's way of attention, with a stand-in for its kernel.
+    pub fn set_paged(&mut self, paged: bool) {
+        self.runner.paged = paged;
+    }
+
     /// What the last step did.
     pub fn counts(&self) -> &Counts {
         &self.counts
@@ -173,7 +182,7 @@ impl TensorDecoder {
 
 impl Runner {
     fn run(&self, batch: &Batch, deltas: &StepDeltas, scratch: &mut Scratch, out: &mut StepOutput) -> Result<()> {
-        let plan = Plan::new(batch, &self.shape, self.kv, &self.rotary, self.dtype, &self.device)?;
+        let plan = Plan::new(batch, &self.shape, self.kv, &self.rotary, self.dtype, &self.device, self.paged)?;
         let step = Step { shape: &self.shape, plan: &plan, deltas, pools: &self.pools };
         let mut x = ops::select(&self.network.embedding, &plan.tokens)?;
         for (index, layer) in self.network.layers.iter().enumerate() {

@@ -50,6 +50,14 @@ impl KvPools {
         ops::scatter(value_pool, slots, values, 0)
     }
 
+    /// The pools as the blocks divide them, `[blocks, block_tokens, kv_heads, head_dim]` each: views.
+    pub fn pages(&self, layer: usize) -> Result<(Tensor, Tensor)> {
+        let (keys, values) = &self.layers[layer];
+        let kv_heads = keys.dim(1)? / self.head_dim;
+        let paged = |pool: &Tensor| pool.reshape(((), self.block_tokens, kv_heads, self.head_dim));
+        Ok((paged(keys)?, paged(values)?))
+    }
+
     /// Keys and values at `places` (`slot · kv_heads + head`), each `[places, head_dim]`.
     pub fn read(&self, layer: usize, places: &Tensor) -> Result<(Tensor, Tensor)> {
         let (keys, values) = &self.layers[layer];

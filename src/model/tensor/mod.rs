@@ -6,8 +6,8 @@
 //! neither with the adapters of a rank ([`deltas`], [`stacks`]) nor with sequences of similar length ([`plan`]); what goes
 //! up is indices, tables and sampling parameters; what comes down is scores ([`scores`]).
 //!
-//! Attention gathers keys and values from their blocks and takes ordinary products. `candle-flash-attn` has a paged kernel,
-//! but its build script clones CUTLASS from the network, so it is no dependency here.
+//! Attention gathers keys and values from their blocks and takes ordinary products; on CUDA, in a build with the feature
+//! `flash-attn`, `candle-flash-attn`'s paged kernel reads them where they lie ([`paged`]).
 
 mod answer;
 mod attention;
@@ -20,6 +20,9 @@ mod linear;
 mod lora;
 mod mlp;
 mod ops;
+// What the kernel is told is read where the kernel is.
+#[cfg_attr(not(any(test, feature = "flash-attn")), allow(dead_code))]
+mod paged;
 mod plan;
 mod rows;
 mod scores;
@@ -28,3 +31,4 @@ mod stacks;
 mod tests;
 
 pub use decoder::{Parts, assemble, dtype};
+pub use paged::possible as reads_pages;

@@ -9,6 +9,8 @@ use std::cell::RefCell;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, WithDType};
 
+use super::paged::Paged;
+
 macro_rules! operations {
     ($($(#[$comment:meta])* $name:ident,)+) => {
         /// Kinds of operations. A kind has one kernel for each dtype; casts have one for each pair.
@@ -38,6 +40,8 @@ operations! {
     ToBf16,
     ToU32,
     Softmax,
+    /// Of all sequences over their pages: one kernel of `candle-flash-attn`.
+    PagedAttention,
     RmsNorm,
     Rope,
     Select,
@@ -245,6 +249,43 @@ pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     count(Op::Softmax, x.dtype())?;
     candle_nn::ops::softmax_last_dim(x)
+}
+
+/// `[rows, heads, head_dim]`
+pub fn paged_attention(ask: &Paged) -> Result<Tensor> {
+    count(Op::PagedAttention, ask.queries.dtype())?;
+    #[cfg(test)]
+    if ask.queries.device().is_cpu() {
+        return super::tests::paged::stand_in(ask);
+    }
+    flash(ask)
+}
+
+#[cfg(feature = "flash-attn")]
+fn flash(ask: &Paged) -> Result<Tensor> {
+    let tables = ask.tables;
+    let (before, after) = ask.reach();
+    candle_flash_attn::flash_attn_varlen_paged_windowed(
+        ask.queries,
+        ask.keys,
+        ask.values,
+        &tables.rows,
+        &tables.keys,
+        &tables.blocks,
+        None,
+        tables.most_rows,
+        tables.most_keys,
+        ask.scale,
+        before,
+        after,
+        ask.keys.dim(1)?,
+        None,
+    )
+}
+
+#[cfg(not(feature = "flash-attn"))]
+fn flash(ask: &Paged) -> Result<Tensor> {
+    candle_core::bail!("this build reads no pages of {:?}: it has no feature flash-attn", ask.keys.shape())
 }
 
 /// Over the last dimension.

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::ops;
+use super::{ops, paged::Tables};
 use crate::model::{Batch, KvShape, ModelShape, SequenceRows, rope::Rotary};
 
 /// Attention scores computed at once, at most: a quarter of a gigabyte in `f32`. Longer chunks are taken in pieces.
@@ -16,6 +16,8 @@ pub struct Plan {
     pub rotation: (Tensor, Tensor),
     /// `[rows, kv_heads · head_dim]`: the slot that each row's key and value go to.
     pub slots: Tensor,
+    /// If attention reads keys and values in place; then there are no `windows`.
+    pub paged: Option<Tables>,
     /// One for each sliding window in the model.
     windows: Vec<(Option<usize>, WindowPlan)>,
 }
@@ -53,7 +55,7 @@ struct Piece<'a> {
 }
 
 impl Plan {
-    /// For a batch that has been checked.
+    /// For a batch that has been checked. `paged` is whether attention reads keys and values where they lie.
     pub fn new(
         batch: &Batch,
         shape: &ModelShape,
@@ -61,6 +63,7 @@ impl Plan {
         rotary: &Rotary,
         dtype: DType,
         device: &Device,
+        paged: bool,
     ) -> Result<Self> {
         let rows = batch.rows();
         let tokens = ops::upload(&batch.tokens, rows, device)?;
@@ -79,12 +82,13 @@ impl Plan {
             .collect();
         let slots = ops::contiguous(&ops::upload(&slots, (rows, 1), device)?.broadcast_as((rows, width))?)?;
         let mut windows: Vec<(Option<usize>, WindowPlan)> = Vec::new();
-        for &window in &shape.window {
+        for &window in shape.window.iter().filter(|_| !paged) {
             if !windows.iter().any(|(other, _)| *other == window) {
                 windows.push((window, WindowPlan::new(batch, shape, kv, window, device)?));
             }
         }
-        Ok(Self { tokens, rotation: (table(cosines)?, table(sines)?), slots, windows })
+        let paged = paged.then(|| Tables::new(batch, kv, device)).transpose()?;
+        Ok(Self { tokens, rotation: (table(cosines)?, table(sines)?), slots, paged, windows })
     }
 
     pub fn window(&self, window: Option<usize>) -> &WindowPlan {

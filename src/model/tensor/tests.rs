@@ -4,3 +4,4 @@ mod bench;
 mod costs;
 mod judging;
 mod kernels;
+pub mod paged;

@@ -26,6 +26,14 @@ fn used() -> BTreeSet<String> {
                 ask_everything(&mut batch);
                 add(&bench.run(&batch).1);
             }
+            // What a build with flash-attn does on CUDA, in the dtypes for which it does.
+            if dtype != DType::F32 {
+                bench.decoder.set_paged(true);
+                let mut batch = sequences(&[1, 9, 30], 40);
+                ask_everything(&mut batch);
+                add(&bench.run(&batch).1);
+                bench.decoder.set_paged(false);
+            }
             // Others take the places of some, so that the rest no longer lie side by side.
             let mut batch = sequences(&[1; 4], 50);
             assign(&mut batch, &[0, 2, 4, 0].map(|index| adapters[index].clone()));
