@@ -8,7 +8,7 @@ NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 # More flags for the server: make run ARGS="--port 9000"
 ARGS ?=
 
-.PHONY: help run build test lint soak loop test-gpu demo bench model
+.PHONY: help run build test lint soak numerics loop test-gpu demo bench model
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,8 @@ test: model $(TEST_PYTHON)/.done ## everything the tests need, then the tests: n
 	TUNEGATE_TEST_MODEL="$(CURDIR)/$(MODEL)" TUNEGATE_TEST_PYTHON="$(PYTHON)" PYTHONPATH="$(CURDIR)/$(TEST_PYTHON)" \
 		$(if $(NEXTEST),cargo nextest run --locked,cargo test --locked)
 
-# The official client, for the end-to-end test that uses it. A folder of its own: no virtual environment, nothing installed.
-$(TEST_PYTHON)/.done: tests/client/requirements.txt
+# For the tests that use them. A folder of its own: no virtual environment, nothing installed.
+$(TEST_PYTHON)/.done: tests/requirements.txt
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "pip is missing: install it (Debian: apt install python3-pip), then run make test again"; exit 1; }
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(TEST_PYTHON) -r $<
 	@touch $@
@@ -40,7 +40,7 @@ lint: ## formatting, clippy and rustdoc, as CI runs them
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-demo: model build ## one ticket to the base, to the base with a long prompt, and to the adapter
+demo: model build ## one ticket to the base and to the adapter, then 16 clients over the base and 30 adapters
 	@$(PYTHON) scripts/demo $(MODEL) $(BINARY)
 
 BENCH_ADAPTERS := target/bench-adapters
@@ -51,9 +51,17 @@ bench: model build ## one stream, 8 on the base, 8 on 8 different adapters (rank
 	$(BINARY) bench --start $(MODEL) --concurrency 8 --requests 16 --adapters 8 --json target/bench-8-adapters.json -- --adapter-dir $(BENCH_ADAPTERS)
 
 SOAK_MINUTES ?= 30
-soak: model build ## random load for SOAK_MINUTES (30): nothing fails, nothing is left behind, memory stays flat
+soak: model build numerics ## `make numerics`, then random load for SOAK_MINUTES (30): nothing fails, nothing is left behind, memory stays flat
 	@[ -d $(BENCH_ADAPTERS) ] || $(PYTHON) scripts/make-bench-adapters $(BENCH_ADAPTERS) 8
 	$(PYTHON) scripts/soak $(BINARY) $(MODEL) $(BENCH_ADAPTERS) $(SOAK_MINUTES)
+
+FORMATS := target/formats
+COMPARE := $(BINARY) bench numerics --text benches/reading.txt
+numerics: model build $(TEST_PYTHON)/.done ## the fast class against the exact one over 10,000 tokens of a text: every format, every adapter
+	PYTHONPATH="$(CURDIR)/$(TEST_PYTHON)" $(PYTHON) scripts/make-formats $(MODEL) $(FORMATS) --adapter adapters/ticket-triage
+	$(COMPARE) $(MODEL) $(patsubst %,$(FORMATS)/%.gguf,F16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1) --adapter adapters/ticket-triage --json target/numerics.json
+	$(COMPARE) $(patsubst %,$(FORMATS)/%.gguf,Q4_K Q5_K Q6_K Q4_K_M) --adapter $(FORMATS)/adapters/ticket-triage --json target/numerics-k.json
+	$(COMPARE) $(FORMATS)/Q8_0.gguf --no-base --adapter adapters/house-style --adapter tests/golden/smollm2/adapter --adapter recipes/ticket-triage/versions/v1 --json target/numerics-adapters.json
 
 DEVICE ?=
 test-gpu: model ## parity, neighbours and bench on a GPU (DEVICE=cuda:0, metal:0), into target/gpu.json

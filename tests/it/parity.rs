@@ -8,6 +8,7 @@ mod hostile;
 mod identical;
 mod neighbours;
 mod second_opinion;
+mod trained;
 
 use std::path::PathBuf;
 

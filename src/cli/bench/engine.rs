@@ -47,7 +47,7 @@ pub struct EngineArgs {
     json: Option<PathBuf>,
 }
 
-fn threads(text: &str) -> Result<usize, String> {
+pub(super) fn threads(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
         .filter(|threads| (1..=1024).contains(threads))

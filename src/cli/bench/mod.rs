@@ -2,6 +2,7 @@
 
 mod client;
 mod engine;
+pub mod numerics;
 mod report;
 
 use std::{
@@ -28,7 +29,8 @@ Examples:
   tunegate bench --concurrency 8                       eight streams on the base of a running server
   tunegate bench --concurrency 8 --adapters 8          eight streams on eight different adapters
   tunegate bench --start models/demo.gguf --json out.json -- --adapter-dir adapters
-  tunegate bench engine models/demo.gguf --profile     where a step of the decoder goes, without a server"
+  tunegate bench engine models/demo.gguf --profile     where a step of the decoder goes, without a server
+  tunegate bench numerics models/demo.gguf --text t    what int8 activations and 16-bit keys and values change"
 )]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -82,12 +84,15 @@ pub struct BenchArgs {
 #[derive(Debug, clap::Subcommand)]
 enum Part {
     Engine(engine::EngineArgs),
+    Numerics(numerics::NumericsArgs),
 }
 
 /// Runs the measurement and prints it. An error is one line for a person.
 pub fn run(args: BenchArgs) -> Result<(), String> {
-    if let Some(Part::Engine(args)) = &args.part {
-        return engine::run(args);
+    match &args.part {
+        Some(Part::Engine(args)) => return engine::run(args),
+        Some(Part::Numerics(args)) => return numerics::run(args),
+        None => {}
     }
     let started = args.start.as_deref().map(|model| Started::spawn(model, &args.serve)).transpose()?;
     let url = started.as_ref().map_or(args.url.as_str(), Started::url);

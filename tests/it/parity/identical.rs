@@ -1,5 +1,5 @@
-//! The fused decoder's rows are the same to the bit, in both classes: alone and among others, however prompts are chunked, on any
-//! number of threads, in blocks of any one size.
+//! The fused decoder's rows are the same to the bit, in both classes and every format: alone and among others, however prompts are
+//! chunked, on any number of threads, in blocks of any one size. Tensors give the same but for rounding.
 
 use std::sync::Arc;
 
@@ -68,23 +68,72 @@ fn rows_are_the_same_to_the_bit_alone_and_among_others_in_chunks_and_on_any_numb
     }
 }
 
+/// Every form of weights that a file may have.
+const FORMATS: [&str; 11] = [
+    "llama-f32",
+    "llama-f16",
+    "llama-bf16",
+    "llama-q8_0",
+    "llama-q4_0",
+    "llama-q4_1",
+    "llama-q5_0",
+    "llama-q5_1",
+    "wide-q4_k",
+    "wide-q5_k",
+    "wide-q6_k",
+];
+
+/// Every prompt of the model's scores on the base and on each of its adapters, in chunks of several sizes.
+fn requests<'a>(scores: &'a Scores, desk: &Desk) -> Vec<Request<'a>> {
+    let load = |path: &String| desk.adapter(&golden::path(path));
+    let contenders: Vec<_> = scores.cases.iter().map(|case| case.adapter.as_ref().map(load)).collect();
+    assert!(contenders.len() > 1, "{} has no adapter", scores.model);
+    let pairs = scores.prompts.iter().flat_map(|prompt| contenders.iter().map(move |adapter| (prompt, adapter)));
+    pairs
+        .zip([usize::MAX, 5, 1, 16].into_iter().cycle())
+        .map(|((prompt, adapter), chunk)| Request { tokens: &prompt.tokens, adapter: adapter.clone(), chunk })
+        .collect()
+}
+
+/// Each request alone, its prompt whole, beside what it was among the others.
+fn alone_and_beside(desk: &mut Desk, requests: &[Request]) -> Vec<(Answer, Answer)> {
+    let together = desk.answer(requests, GREEDY);
+    let alone = requests
+        .iter()
+        .map(|request| desk.answer(&[Request { chunk: usize::MAX, ..request.clone() }], GREEDY).remove(0));
+    alone.zip(together).collect()
+}
+
 #[test]
-fn quantized_weights_give_the_same_bits_alone_and_among_others() {
-    for file in
-        ["llama-q8_0", "llama-q4_0", "llama-q4_1", "llama-q5_0", "llama-q5_1", "wide-q4_k", "wide-q5_k", "wide-q6_k"]
-    {
+fn every_format_gives_the_same_bits_alone_and_among_others_on_any_number_of_threads() {
+    for (file, cpu) in FORMATS.into_iter().flat_map(|file| [EXACT[1], FAST].map(|cpu| (file, cpu))) {
         let scores = Scores::read(&format!("scores/{file}.json"));
-        let mut desk = Desk::open_with(&golden::path(&scores.model), 256, 16, FAST);
-        let requests: Vec<Request> = scores
-            .prompts
-            .iter()
-            .zip([usize::MAX, 5, 1].into_iter().cycle())
-            .map(|(prompt, chunk)| Request { tokens: &prompt.tokens, adapter: None, chunk })
-            .collect();
-        let together = desk.answer(&requests, GREEDY);
-        for (request, beside) in requests.iter().zip(&together) {
-            let alone = desk.answer(&[Request { chunk: usize::MAX, ..request.clone() }], GREEDY);
-            same_bits(&alone[0], beside, file);
+        let mut first: Option<Vec<Answer>> = None;
+        for threads in [1, 3] {
+            let cpu = CpuOptions { threads: Some(threads), ..cpu };
+            let mut desk = Desk::open_with(&golden::path(&scores.model), 256, 16, cpu);
+            let requests = requests(&scores, &desk);
+            let pairs = alone_and_beside(&mut desk, &requests);
+            for (index, (alone, beside)) in pairs.iter().enumerate() {
+                same_bits(alone, beside, &format!("{file}, {threads} threads, request {index}"));
+            }
+            let together: Vec<Answer> = pairs.into_iter().map(|(_, beside)| beside).collect();
+            for (index, (one, other)) in first.get_or_insert_with(|| together.clone()).iter().zip(&together).enumerate()
+            {
+                same_bits(one, other, &format!("{file}, request {index} on {threads} threads"));
+            }
+        }
+    }
+}
+
+#[test]
+fn tensors_answer_alike_alone_and_among_others_in_every_format() {
+    for file in FORMATS {
+        let scores = Scores::read(&format!("scores/{file}.json"));
+        let mut desk = Desk::open_with(&golden::path(&scores.model), 256, 16, EXACT[0]);
+        let requests = requests(&scores, &desk);
+        for (index, (alone, beside)) in alone_and_beside(&mut desk, &requests).iter().enumerate() {
+            assert_eq!(alone.difference(beside), None, "{file}, request {index}");
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Another implementation of the same family agrees: candle's stock llama, unquantized and without adapters.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, IndexOp as _, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
-use tunegate::model::{Batch, RowAnswer, RowAsk, SequenceRows, StepOutput, Want};
+use tunegate::model::{AdapterRows, Batch, LoraAdapter, RowAnswer, RowAsk, SequenceRows, StepOutput, Want};
 
 use super::{
     desk::{Desk, EXACT},
@@ -25,7 +27,7 @@ fn logits_agree_with_candles_stock_llama() {
             let tokens: Vec<u32> = (0..length).map(|i| (i * 37 + 11) % 500 + 3).collect();
             let input = Tensor::new(tokens.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
             let expected: Vec<f32> = stock.forward(&input, 0, &mut cache).unwrap().i(0).unwrap().to_vec1().unwrap();
-            let ours = last_logits(&mut desk, &tokens);
+            let ours = last_logits(&mut desk, &tokens, None);
             for (token, (expected, ours)) in expected.iter().zip(&ours).enumerate() {
                 assert!((expected - ours).abs() < 1e-4, "{model}, {length} tokens, logit {token}: {ours}, {expected}");
             }
@@ -33,13 +35,18 @@ fn logits_agree_with_candles_stock_llama() {
     }
 }
 
-fn last_logits(desk: &mut Desk, tokens: &[u32]) -> Vec<f32> {
+/// The logits after all of `tokens`, on an adapter or on the base.
+pub fn last_logits(desk: &mut Desk, tokens: &[u32], adapter: Option<&Arc<LoraAdapter>>) -> Vec<f32> {
     let rows = tokens.len() as u32;
     let batch = Batch {
         tokens: tokens.to_vec(),
         positions: (0..rows).collect(),
         sequences: vec![SequenceRows { first_row: 0, rows, blocks: (0..rows.div_ceil(4)).collect() }],
         asks: vec![RowAsk { row: rows - 1, want: Want::Logits }],
+        adapters: adapter
+            .map(|weights| AdapterRows { rows: (0..rows).collect(), weights: Arc::clone(weights) })
+            .into_iter()
+            .collect(),
         ..Default::default()
     };
     let mut output = StepOutput::default();
