@@ -6,7 +6,7 @@ use tunegate::{
     adapters::{AdapterLimits, folder::AdapterFiles, peft},
     config::Dtype,
     model::{
-        AdapterRows, Adjustments, Batch, CpuDecoder, CpuOptions, LoadOptions, Loaded, LoraAdapter, ModelSource,
+        AdapterRows, Adjustments, Batch, CpuDecoder, CpuOptions, Isa, LoadOptions, Loaded, LoraAdapter, ModelSource,
         RowAnswer, RowAsk, SampleAsk, SequenceRows, Site, SiteDelta, StepOutput, Want, load,
     },
     terms::TokenScore,
@@ -24,6 +24,14 @@ pub const FAST: CpuOptions = on(CpuDecoder::Fused, false);
 
 const fn on(decoder: CpuDecoder, exact: bool) -> CpuOptions {
     CpuOptions { decoder, exact, threads: Some(2), isa: None }
+}
+
+/// The same at every level of instructions that the machine has. Tensors have their own.
+pub fn levels(cpu: CpuOptions) -> Vec<CpuOptions> {
+    match cpu.decoder {
+        CpuDecoder::Fused => Isa::all().into_iter().map(|isa| CpuOptions { isa: Some(isa), ..cpu }).collect(),
+        CpuDecoder::Tensor => vec![cpu],
+    }
 }
 
 pub struct Desk {

@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc};
 
 use tunegate::{
     cli::bench::numerics::compare::{Comparison, GATES, Gates, Side},
-    model::{CpuOptions, LoraAdapter},
+    model::{CpuOptions, Isa, LoraAdapter},
 };
 
 use super::{
@@ -27,7 +27,13 @@ pub struct Pair {
 
 impl Pair {
     pub fn open(path: &Path) -> Self {
-        Self { exact: open(path, EXACT[1]), fast: open(path, FAST) }
+        Self::at(path, None)
+    }
+
+    /// At one level of instructions.
+    fn at(path: &Path, isa: Option<Isa>) -> Self {
+        let open = |cpu| Desk::open_with(path, 512, 16, CpuOptions { isa, ..cpu });
+        Self { exact: open(EXACT[1]), fast: open(FAST) }
     }
 
     /// Reads `texts` in both classes, on the adapter in `folder` or on the base.
@@ -55,25 +61,23 @@ fn holds(comparison: &Comparison, gates: &Gates, what: &str) {
     assert_eq!(figures.faults(gates, true), [""; 0], "{what}, {figures}");
 }
 
-fn open(path: &Path, cpu: CpuOptions) -> Desk {
-    Desk::open_with(path, 512, 16, cpu)
-}
-
 /// Tokens that mean nothing, in four sequences: 1,020 rows.
 fn noise() -> Vec<Vec<u32>> {
     let token = |index: u32| (index.wrapping_mul(2_654_435_761) >> 11) % 509 + 3;
     (0..4).map(|part| (part * 256..(part + 1) * 256).map(token).collect()).collect()
 }
 
-/// Reads 1,020 rows of noise on the base and on each adapter that the model's scores name.
+/// Reads 1,020 rows of noise on the base and on each adapter that the model's scores name, at every level of instructions.
 fn stays_near(file: &str) {
     let scores = Scores::read(&format!("scores/{file}.json"));
-    let mut pair = Pair::open(&golden::path(&scores.model));
     assert!(scores.cases.len() > 1, "{file}: no adapter");
-    for case in &scores.cases {
-        let adapter = case.adapter.as_deref().map(golden::path);
-        let comparison = pair.compare(noise().iter().map(Vec::as_slice), adapter.as_deref());
-        holds(&comparison, &RANDOM, &format!("{file} / {:?}", case.adapter));
+    for isa in Isa::all() {
+        let mut pair = Pair::at(&golden::path(&scores.model), Some(isa));
+        for case in &scores.cases {
+            let adapter = case.adapter.as_deref().map(golden::path);
+            let comparison = pair.compare(noise().iter().map(Vec::as_slice), adapter.as_deref());
+            holds(&comparison, &RANDOM, &format!("{file} / {:?}, {}", case.adapter, isa.name()));
+        }
     }
 }
 
