@@ -8,8 +8,9 @@ use std::{
         net::UnixListener,
     },
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
+
+use crate::terms::Moment;
 
 /// A data directory that this process holds until the value is dropped, however the process ends.
 #[derive(Debug)]
@@ -60,10 +61,9 @@ impl DataDir {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         lock.set_len(0)
             .and_then(|()| lock.rewind())
-            .and_then(|()| writeln!(lock, "process {}, {holder}, since {since}", std::process::id()))
+            .and_then(|()| writeln!(lock, "process {}, {holder}, since {}", std::process::id(), Moment::now()))
             .map_err(failed)?;
         Ok(Self { path: path.to_owned(), _lock: lock, socket: None })
     }
@@ -113,6 +113,8 @@ mod tests {
         let first = DataDir::hold(&path, "serving on 127.0.0.1:1").expect("held");
         let error = DataDir::hold(&path, "second").expect_err("refused").to_string();
         assert!(error.contains("serving on 127.0.0.1:1") && error.contains(&std::process::id().to_string()), "{error}");
+        let since = error.split(" since ").nth(1).expect("a time");
+        assert!(since.starts_with("20") && since.contains(" UTC;"), "a time that people can read: {error}");
         drop(first);
         DataDir::hold(&path, "third").expect("free again");
     }

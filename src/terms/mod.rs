@@ -1,12 +1,14 @@
-//! The words shared by every room: digests, names, messages, sampling, endings, usage and scores.
+//! The words shared by every room: digests, names, messages, moments, sampling, endings, usage and scores.
 //! Plain values; nothing here does I/O or knows another room.
 
+mod clock;
 mod digest;
 mod message;
 mod names;
 mod sampling;
 mod score;
 
+pub use clock::Moment;
 pub use digest::{AdapterVersion, Digest, DigestError, Hasher};
 pub use message::{Message, Role, TemplateSource};
 pub use names::{AdapterName, NameError};

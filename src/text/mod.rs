@@ -3,7 +3,6 @@
 
 mod byte_level;
 mod chat;
-mod clock;
 mod detokenize;
 mod encoder;
 #[cfg(test)]

@@ -15,8 +15,8 @@ use minijinja::{
 use minijinja_contrib::pycompat;
 use regex::Regex;
 
-use super::{TextError, clock, json};
-use crate::terms::{Digest, TemplateSource};
+use super::{TextError, json};
+use crate::terms::{Digest, Moment, TemplateSource};
 
 /// The longest prompt that a template may render, in bytes.
 pub(super) const MAX_RENDERED_BYTES: usize = 16 << 20;
@@ -118,7 +118,7 @@ fn compile(text: &str) -> Result<Environment<'static>, TextError> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
     });
     environment.add_function("strftime_now", |format: &str| -> Result<String, Error> {
-        clock::now().format(format).map_err(|directive| {
+        Moment::now().format(format).map_err(|directive| {
             Error::new(ErrorKind::InvalidOperation, format!("strftime_now knows no '%{directive}'"))
         })
     });

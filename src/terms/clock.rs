@@ -1,18 +1,16 @@
-//! The date that templates ask for, in UTC.
+//! Moments as people write them, in UTC: for templates that ask for the date, and for lines that name a time.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    fmt,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 /// A moment by the Gregorian calendar, in UTC.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
+pub struct Moment {
     /// Days since 1970-01-01.
     days: i64,
     second_of_day: i64,
-}
-
-pub(super) fn now() -> Moment {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs());
-    Moment::from_unix(seconds as i64)
 }
 
 const MONTHS: [&str; 12] = [
@@ -32,6 +30,11 @@ const MONTHS: [&str; 12] = [
 const WEEKDAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 impl Moment {
+    pub fn now() -> Self {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs());
+        Self::from_unix(seconds as i64)
+    }
+
     fn from_unix(seconds: i64) -> Self {
         Self { days: seconds.div_euclid(86_400), second_of_day: seconds.rem_euclid(86_400) }
     }
@@ -54,8 +57,11 @@ impl Moment {
         (year, month + 1, day + 1, of_year)
     }
 
-    /// As C's `strftime` in the C locale. The error is the directive that is not known.
-    pub(super) fn format(self, format: &str) -> Result<String, String> {
+    /// As C's `strftime` in the C locale.
+    ///
+    /// # Errors
+    /// The directive that is not known.
+    pub fn format(self, format: &str) -> Result<String, String> {
         let (year, month, day, of_year) = self.date();
         let (hour, minute, second) = (self.second_of_day / 3600, self.second_of_day / 60 % 60, self.second_of_day % 60);
         let hour12 = (hour + 11) % 12 + 1;
@@ -113,6 +119,15 @@ impl Moment {
     }
 }
 
+/// `2024-02-29 12:34:56 UTC`
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (year, month, day, _) = self.date();
+        let (hour, minute, second) = (self.second_of_day / 3600, self.second_of_day / 60 % 60, self.second_of_day % 60);
+        write!(f, "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +145,7 @@ mod tests {
         assert_eq!(Moment::from_unix(0).format("%d %B %Y, %A"), Ok("01 January 1970, Thursday".into()));
         assert_eq!(Moment::from_unix(4_107_542_399).format("%F %T"), Ok("2100-02-28 23:59:59".into()));
         assert_eq!(Moment::from_unix(4_107_542_400).format("%F %-j"), Ok("2100-03-01 60".into()));
+        assert_eq!(leap_day.to_string(), "2024-02-29 12:34:56 UTC");
         assert_eq!(leap_day.format("%Q"), Err("Q".into()));
         assert_eq!(leap_day.format("50%"), Err(String::new()));
     }
