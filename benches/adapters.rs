@@ -46,7 +46,7 @@ fn main() {
     }
 
     let metrics = Arc::new(Metrics::new());
-    let identity = BaseIdentity { shape: loaded.shape.clone(), digest: loaded.digest, name: "base".to_owned() };
+    let identity = BaseIdentity { shape: loaded.shape.clone(), digest: loaded.digest, names: vec!["base".to_owned()] };
     // Room for one: every lease of another is cold.
     let config =
         AdapterConfig { dirs: vec![place.path().join("adapters")], max_cpu_loras: Some(1), ..AdapterConfig::default() };

@@ -104,7 +104,7 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
     eos_tokens.sort_unstable();
     eos_tokens.dedup();
     let vault = config.record.data_dir.join("vault");
-    let identity = BaseIdentity { shape: loaded.shape.clone(), digest: loaded.digest, name: base_names[0].clone() };
+    let identity = BaseIdentity { shape: loaded.shape.clone(), digest: loaded.digest, names: base_names.clone() };
     let adapters =
         AdapterStore::open(&config.adapters, &vault, loaded.packer, identity, loaded.base, Arc::clone(metrics))?;
     let journal = open_journal(config, metrics)?;

@@ -21,7 +21,7 @@ pub struct Catalog {
     refused: BTreeMap<String, Arc<Vec<Refusal>>>,
     /// Every version that a name had, oldest first; also of names that are no longer served.
     histories: BTreeMap<AdapterName, Vec<NamedVersion>>,
-    base_name: String,
+    base_names: Vec<String>,
 }
 
 /// A name that is served.
@@ -36,8 +36,8 @@ pub struct Served {
 
 impl Catalog {
     /// Begins with the histories that the vault holds.
-    pub fn open(vault: &Vault, base_name: &str) -> io::Result<Self> {
-        Ok(Self { histories: vault.histories()?, base_name: base_name.to_owned(), ..Self::default() })
+    pub fn open(vault: &Vault, base_names: Vec<String>) -> io::Result<Self> {
+        Ok(Self { histories: vault.histories()?, base_names, ..Self::default() })
     }
 
     /// Gives a name a version that the vault holds, durable when this returns.
@@ -119,7 +119,7 @@ impl Catalog {
     }
 
     fn unknown(&self, name: &str) -> AdapterError {
-        let names = self.served.keys().map(AdapterName::as_str).chain([self.base_name.as_str()]);
+        let names = self.served.keys().map(AdapterName::as_str).chain(self.base_names.iter().map(String::as_str));
         AdapterError::Unknown { name: shown(name), nearest: nearest(name, names).map(str::to_owned) }
     }
 }

@@ -84,8 +84,8 @@ impl From<&AdapterConfig> for AdapterLimits {
 pub struct BaseIdentity {
     pub shape: ModelShape,
     pub digest: Digest,
-    /// The name that requests use for it, so that no adapter takes it.
-    pub name: String,
+    /// The names that requests use for it, so that no adapter takes one of them.
+    pub names: Vec<String>,
 }
 
 /// One name in the list of adapters.

@@ -61,7 +61,7 @@ impl AdapterStore {
             reason: format!("{}: {error}", vault.display()),
         };
         let vault = Vault::open(vault).map_err(unwritable)?;
-        let mut catalog = Catalog::open(&vault, &base.name).map_err(unwritable)?;
+        let mut catalog = Catalog::open(&vault, base.names.clone()).map_err(unwritable)?;
         let findings = source::configured(config)?;
         let loader = Arc::new(Loader {
             vault,
@@ -75,9 +75,9 @@ impl AdapterStore {
             catalog.refuse(name, vec![refusal]);
         }
         for found in findings.found {
-            if catalog.is_taken(&found.name) || found.name.as_str() == loader.base.name {
-                let reason =
-                    if catalog.is_taken(&found.name) { "is taken by another folder" } else { "is the base's name" };
+            let is_base = loader.base.names.iter().any(|name| name == found.name.as_str());
+            if catalog.is_taken(&found.name) || is_base {
+                let reason = if is_base { "is the base's name" } else { "is taken by another folder" };
                 let refusal =
                     Refusal { code: RefusalCode::Name, subject: found.name.to_string(), reason: reason.to_owned() };
                 catalog.refuse(found.name.to_string(), vec![refusal]);

@@ -23,8 +23,15 @@ pub fn choose(model: &str, caller: &Caller, base_names: &[String], adapters: &Ad
         AdapterError::Unknown { .. } => {
             let adapters = adapters.list();
             let known = base_names.iter().map(String::as_str).chain(adapters.iter().map(|entry| entry.name.as_str()));
-            let nearest = nearest(model, known.filter(|name| allowed(caller, name))).map(str::to_owned);
+            // Of a compound name it is the adapter's part that may be misspelled.
+            let wanted = after_base(model, base_names).unwrap_or(model);
+            let wanted = wanted.rsplit_once('@').map_or(wanted, |(name, _)| name);
+            let nearest = nearest(wanted, known.filter(|name| allowed(caller, name))).map(str::to_owned);
             AskError::UnknownModel { model: shown(model), nearest }
+        }
+        // Why an adapter does not serve is for those who may use it.
+        AdapterError::Refused { name, .. } if !allowed(caller, &name) => {
+            AskError::ModelNotAllowed { model: shown(model) }
         }
         error => AskError::Adapter(error),
     })?;
@@ -44,12 +51,12 @@ fn find(model: &str, base_names: &[String], adapters: &AdapterStore) -> Result<R
     if !matches!(exact, Err(AdapterError::Unknown { .. })) {
         return exact.map(|(name, version)| Route::Adapter { name, version });
     }
-    // A base's name may itself hold a colon, so every split is tried.
-    let adapter = model.match_indices(':').find(|(at, _)| is_base(&model[..*at])).map(|(at, _)| &model[at + 1..]);
-    if let Some(adapter) = adapter
-        && let Ok((name, version)) = adapters.find(adapter)
-    {
-        return Ok(Route::Adapter { name, version });
+    let adapter = after_base(model, base_names);
+    if let Some(adapter) = adapter {
+        let found = adapters.find(adapter);
+        if !matches!(found, Err(AdapterError::Unknown { .. })) {
+            return found.map(|(name, version)| Route::Adapter { name, version });
+        }
     }
     match adapter.unwrap_or(model).rsplit_once('@') {
         Some((name, prefix)) => {
@@ -57,6 +64,12 @@ fn find(model: &str, base_names: &[String], adapters: &AdapterStore) -> Result<R
         }
         None => exact.map(|(name, version)| Route::Adapter { name, version }),
     }
+}
+
+/// The adapter of `base:adapter`. A base's name may itself hold a colon, so every split is tried.
+fn after_base<'a>(model: &'a str, base_names: &[String]) -> Option<&'a str> {
+    let is_base = |name: &str| base_names.iter().any(|base| base == name);
+    model.match_indices(':').find(|(at, _)| is_base(&model[..*at])).map(|(at, _)| &model[at + 1..])
 }
 
 fn allowed(caller: &Caller, name: &str) -> bool {

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 
 use tunegate::{
+    adapters::AdapterError,
     gateway::{AskError, Caller, Prompt, ReplyError, ReplyEvent},
     journal::Given,
     terms::{Ending, FinishReason, Message, RecordPolicy, Role},
 };
 
-use crate::support::{Answer, BASE, TestGateway, question};
+use crate::support::{Answer, BASE, TestGateway, golden, question};
 
 fn text(words: &str) -> Prompt {
     Prompt::Text(words.to_owned())
@@ -53,7 +54,9 @@ async fn a_name_is_found_exactly_or_with_base_or_version_and_otherwise_the_neare
         let answer = gateway.ask(question(&model, text("hi"), 8)).await;
         assert_eq!((answer.model.as_str(), &answer.choices), ("rslora", &plain.choices), "{model}");
     }
-    for (model, nearest) in [("rsloar", "rslora"), ("tinny", BASE), ("tiny:nobody", "tiny")] {
+    for (model, nearest) in
+        [("rsloar", "rslora"), ("tinny", BASE), ("tiny:rsloar", "rslora"), ("rsloar@0123456789ab", "rslora")]
+    {
         let Err(error) = gateway.gateway.ask(question(model, text("hi"), 8)).await else { panic!("{model} answers") };
         match error {
             AskError::UnknownModel { nearest: found, .. } => assert_eq!(found.as_deref(), Some(nearest), "{model}"),
@@ -63,6 +66,25 @@ async fn a_name_is_found_exactly_or_with_base_or_version_and_otherwise_the_neare
     let mut ask = question("rslora", text("hi"), 8);
     ask.caller = Caller { models: Some(vec!["plain-qv".to_owned()]), ..Caller::default() };
     assert!(matches!(gateway.gateway.ask(ask).await, Err(AskError::ModelNotAllowed { .. })));
+}
+
+#[tokio::test]
+async fn a_refused_adapter_says_why_also_behind_the_bases_name_and_no_adapter_takes_a_name_of_the_base() {
+    let gateway = TestGateway::with(|config| {
+        config.server.served_names = vec![BASE.to_owned(), "also".to_owned()];
+        config.adapters.modules =
+            vec![("bad".to_owned(), golden("later/llama/dora")), ("also".to_owned(), golden("adapters/llama/rslora"))];
+    });
+    for model in ["bad", "tiny:bad", "also:bad"] {
+        let Err(error) = gateway.gateway.ask(question(model, text("hi"), 8)).await else { panic!("{model} answers") };
+        assert!(matches!(error, AskError::Adapter(AdapterError::Refused { .. })), "{model}: {error}");
+    }
+    let mut foreign = question("bad", text("hi"), 8);
+    foreign.caller = Caller { models: Some(vec![BASE.to_owned()]), ..Caller::default() };
+    assert!(matches!(gateway.gateway.ask(foreign).await, Err(AskError::ModelNotAllowed { .. })));
+    assert_eq!(gateway.ask(question("also", text("hi"), 8)).await.model, BASE, "the base's second name");
+    let told = gateway.refused().iter().find(|(name, _)| name == "also").map(|(_, reasons)| reasons[0].to_string());
+    assert_eq!(told.as_deref(), Some("also: is the base's name"));
 }
 
 #[tokio::test]

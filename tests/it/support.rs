@@ -7,6 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
 use tunegate::{
+    adapters::Refusal,
     app::{self, Built},
     config::{
         AdapterConfig, Config, CpuConfig, Device, Dtype, EngineConfig, LimitsConfig, ModelConfig, RecordConfig,
@@ -100,6 +101,11 @@ impl TestGateway {
     }
 
     pub async fn ask(&self, ask: Ask) -> Answer {
+    /// The adapters that are not served, with the reasons.
+    pub fn refused(&self) -> &[(String, Vec<Refusal>)] {
+        self.built.as_ref().map_or(&[], |built| &built.refused)
+    }
+
         let reply = self.gateway.ask(ask).await.expect("admitted");
         Answer::collect(reply).await.expect("finished")
     }

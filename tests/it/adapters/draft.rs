@@ -50,7 +50,7 @@ pub struct Base {
 impl Base {
     pub fn new(model: &str) -> Self {
         let Loaded { packer, base, shape, digest, .. } = load(model);
-        Self { packer, weights: base, identity: BaseIdentity { shape, digest, name: "base".to_owned() } }
+        Self { packer, weights: base, identity: BaseIdentity { shape, digest, names: vec!["base".to_owned()] } }
     }
 }
 
