@@ -116,7 +116,7 @@ pub enum Residency {
 pub enum AdapterError {
     #[error("there is no adapter '{name}'{}", .nearest.as_ref().map_or_else(String::new, |n| format!("; the nearest is '{n}'")))]
     Unknown { name: String, nearest: Option<String> },
-    #[error("adapter '{name}' has no version {prefix}")]
+    #[error("adapter '{name}' has no version {prefix}{}", if .prefix.len() < 6 { "; give 6 or more of its digits" } else { "" })]
     UnknownVersion { name: AdapterName, prefix: String },
     #[error("version prefix {prefix} of adapter '{name}' fits {count} versions; give more digits")]
     AmbiguousVersion { name: AdapterName, prefix: String, count: usize },

@@ -51,7 +51,10 @@ fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let media = given.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     if media != "application/json" && !(media.starts_with("application/") && media.ends_with("+json")) {
-        let message = format!("the content type must be application/json; it is '{}'", shown(given));
+        let is =
+            if given.is_empty() { "the request names none".to_owned() } else { format!("it is '{}'", shown(given)) };
+        let message =
+            format!("the content type must be application/json; {is} (curl -H 'content-type: application/json')");
         return Err(unsupported(message, "content-type"));
     }
     match headers.get(header::CONTENT_ENCODING).map(|value| value.as_bytes()) {

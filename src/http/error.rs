@@ -70,8 +70,8 @@ impl ApiError {
     /// 404 for a model that is not there.
     pub fn no_model(model: &str, nearest: Option<&str>) -> Self {
         let hint = nearest.map_or_else(String::new, |nearest| format!("; the nearest is '{nearest}'"));
-        Self::new(StatusCode::NOT_FOUND, "model_not_found", format!("the model '{model}' does not exist{hint}"))
-            .about("model")
+        let message = format!("the model '{model}' does not exist{hint} (GET /v1/models lists all)");
+        Self::new(StatusCode::NOT_FOUND, "model_not_found", message).about("model")
     }
 
     fn overloaded(message: impl Display, retry_after_ms: u64) -> Self {

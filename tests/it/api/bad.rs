@@ -398,6 +398,17 @@ async fn what_is_not_found_names_what_is() {
     assert!(embeddings.contains("OpenAI") && embeddings.contains("POST /v1/chat/completions"), "{embeddings}");
     let wrong_method = server.get(COMPLETIONS).await;
     assert_eq!(wrong_method.header("allow"), Some("POST"));
+    assert!(message(wrong_method).ends_with("it has POST"));
+    for (path, there) in [
+        ("/chat/completions", "/v1/chat/completions (the base URL"),
+        ("/v1/v1/completions", "/v1/completions (the base URL"),
+        ("/v1/completions/", "/v1/completions;"),
+        ("/health/", "/health;"),
+    ] {
+        let lost = message(server.post(path, &json!({})).await);
+        assert!(lost.contains(&format!("but there is {there}")), "{path}: {lost}");
+    }
+    assert!(!message(server.get("/etc/passwd").await).contains("but there is"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
