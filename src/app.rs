@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     model::{self, CpuDecoder, CpuOptions, DeviceChoice, Isa, LoadError, LoadOptions, MissingIsa, ModelSource},
     store::{SqliteStore, StoreError},
-    terms::AdapterVersion,
+    terms::{AdapterVersion, SamplingLayer},
     text::{Text, TextError, TextSource},
 };
 
@@ -119,7 +119,7 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
         settings: GatewaySettings {
             base_names,
             base: loaded.digest,
-            base_sampling: loaded.sampling,
+            base_sampling: if config.model.own_sampling { loaded.sampling } else { SamplingLayer::default() },
             eos_tokens,
             record: config.record.policy,
             default_max_tokens: config.limits.default_max_tokens,
@@ -177,10 +177,12 @@ fn load_options(config: &Config) -> Result<LoadOptions, MissingIsa> {
 /// Serves until SIGTERM or SIGINT, then drains: readiness goes red, running answers finish for at most the configured
 /// time, the rest end with an error event, and the record is written out. A second signal ends the wait.
 ///
-/// `socket` is the operators' own listener, where there is one; `ready` is told once requests can be answered.
+/// `socket` is the operators' own listener, where there is one; `orphaned` resolves when nobody is left to serve, which
+/// counts as a signal; `ready` is told once requests can be answered.
 pub async fn serve(
     config: Config,
     socket: Option<tokio::net::UnixListener>,
+    orphaned: impl Future<Output = ()>,
     ready: impl FnOnce(&Ready<'_>),
 ) -> Result<(), AppError> {
     let begin = Instant::now();
@@ -214,7 +216,7 @@ pub async fn serve(
         // A dropped sender stops as well.
         let _ = stopping.await;
     }));
-    drain(&gateway, signals, config.server.shutdown_timeout).await;
+    drain(&gateway, signals, orphaned, config.server.shutdown_timeout).await;
     drop(stop);
     if let Err(error) = serving.await {
         tracing::error!(%error, "the listener ended by a panic");
@@ -234,8 +236,11 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, AppError> {
 }
 
 /// Waits for a signal, then for the answers under way.
-async fn drain(gateway: &Gateway, mut signals: Signals, limit: Duration) {
-    signals.next().await;
+async fn drain(gateway: &Gateway, mut signals: Signals, orphaned: impl Future<Output = ()>, limit: Duration) {
+    tokio::select! {
+        () = signals.next() => {}
+        () = orphaned => {}
+    }
     gateway.drain();
     tracing::info!(limit_ms = limit.as_millis() as u64, "draining: running answers may finish");
     tokio::select! {

@@ -13,7 +13,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::started::Started;
+use super::{nobody, started::Started};
 use crate::eval::{
     Contender, Item, Report, Suite,
     report::{Answer, Asked},
@@ -84,7 +84,10 @@ pub fn run(args: EvalArgs) -> Result<(), String> {
         asked.push(ask_all(&endpoint, &suite, contender, usize::from(args.concurrency))?);
     }
     let report = Report::of(&suite, asked);
-    print!("{report}");
+    // Figures of nothing would only mislead.
+    if report.contenders.iter().any(|contender| contender.failed < suite.items.len()) {
+        print!("{report}");
+    }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
         std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
@@ -200,7 +203,7 @@ impl Endpoint {
         if let Some(key) = &self.api_key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let mut response = request.send_json(&body).map_err(|error| error.to_string())?;
+        let mut response = request.send_json(&body).map_err(|error| nobody(&self.url, &error, "--against, --start"))?;
         if response.status() != 200 {
             let text = response.body_mut().read_to_string().unwrap_or_default();
             return Err(format!("{}: {}", response.status(), text.chars().take(300).collect::<String>()));

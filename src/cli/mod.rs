@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod bench;
 pub mod eval;
+mod line;
 mod operator;
 pub mod replay;
 pub mod serve;
@@ -11,8 +12,6 @@ mod started;
 use std::process::ExitCode;
 
 use clap::Parser;
-
-use crate::config::vllm;
 
 /// A gateway for fine-tuned language models: one base, many LoRA adapters
 #[derive(Debug, Parser)]
@@ -32,32 +31,25 @@ enum Command {
 }
 
 /// Runs the command line of this process. Exit codes: 0 done, 1 failed, 2 not understood.
-pub fn run(mut line: Vec<String>) -> ExitCode {
-    let mut warnings = Vec::new();
+pub fn run(line: Vec<String>) -> ExitCode {
     if line.get(1).is_some_and(|command| command == "serve") {
-        match vllm::translate(&line[2..]) {
-            Ok(translated) => {
-                line.truncate(2);
-                line.extend(translated.line);
-                warnings = translated.warnings;
-            }
-            Err(refused) => {
-                refused.iter().for_each(|reason| eprintln!("tunegate: {reason}"));
-                return ExitCode::from(2);
-            }
-        }
+        return serve::run(line::read(&line[2..]));
     }
-    let cli = match Cli::try_parse_from(line) {
-        Ok(cli) => cli,
-        Err(error) => error.exit(),
-    };
-    match cli.command {
-        Command::Serve(args) => serve::run(*args, warnings),
+    match Cli::parse_from(line).command {
+        // Global flags before the command, of which there are none that do not end by themselves.
+        Command::Serve(args) => serve::run(line::Line::of(*args)),
         Command::Adapter(args) => code(adapter::run(args)),
         Command::Eval(args) => code(eval::run(args)),
         Command::Replay(args) => replay::run(*args),
         Command::Bench(args) => code(bench::run(args)),
     }
+}
+
+/// What is said of a server that gave no answer.
+fn nobody(url: &str, error: &ureq::Error, flags: &str) -> String {
+    let connecting = matches!(error, ureq::Error::Io(_) | ureq::Error::ConnectionFailed | ureq::Error::HostNotFound);
+    let hint = if connecting { format!("; is a server running there? ({flags})") } else { String::new() };
+    format!("{url}: {error}{hint}")
 }
 
 fn code(done: Result<(), String>) -> ExitCode {

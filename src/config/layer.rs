@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::value::{Bytes, DeviceName, DtypeName, Switch};
+use super::value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens};
 use crate::terms::RecordPolicy;
 
 /// Declares every setting once: its name is its flag (`--max-num-seqs`), its key in the file (`max-num-seqs`) and its
@@ -15,7 +15,8 @@ macro_rules! settings {
         #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
         pub struct Layer {
-            $( $(#[$meta])* pub $name: Option<$kind>, )*
+            // A negative number is a wrong value of its flag, not a flag that is not known.
+            $( $(#[$meta])* #[arg(allow_negative_numbers = true)] pub $name: Option<$kind>, )*
         }
 
         impl Layer {
@@ -44,47 +45,50 @@ settings! {
     /// Names that clients use for the base; the first is the one that answers carry
     #[arg(long, value_name = "NAME", num_args = 1.., help_heading = "Model")]
     served_model_name: Vec<String>,
-    /// Longest prompt and answer together, in tokens; the model's own by default
+    /// Longest prompt and answer together, in tokens (8192, 8K); auto is as much as model and memory allow (default: auto)
     #[arg(long, value_name = "TOKENS", help_heading = "Model")]
-    max_model_len: usize,
+    max_model_len: ContextLength,
     /// A chat template instead of the model's own: a file, or the template itself
     #[arg(long, value_name = "FILE|TEMPLATE", help_heading = "Model")]
     chat_template: String,
-    /// What the model runs on: cpu, cuda, cuda:N, metal, metal:N
+    /// Whose sampling defaults hold where request and adapter are silent: auto (the model's own) or vllm (OpenAI's) (default: auto)
+    #[arg(long, value_name = "WHOSE", value_parser = ["auto", "vllm"], help_heading = "Model")]
+    generation_config: String,
+    /// What the model runs on: cpu, cuda, cuda:N, metal, metal:N (default: cpu)
     #[arg(long, help_heading = "Model")]
     device: DeviceName,
-    /// In which numbers a GPU computes: auto, float32, float16 (half), bfloat16; a CPU keeps float32
+    /// In which numbers a GPU computes: auto, float32, float16 (half), bfloat16; a CPU keeps float32 (default: auto)
     #[arg(long, help_heading = "Model")]
     dtype: DtypeName,
-    /// Compute in f32 throughout, instead of int8 and 16 bits where they do well; on a CPU
+    /// Compute in f32 throughout, instead of int8 and 16 bits where they do well; on a CPU (default: false)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Model")]
     exact: Switch,
     /// Compute threads on a CPU; one for each core by default
     #[arg(long, value_name = "COUNT", help_heading = "Model")]
     cpu_threads: usize,
-    /// What computes on a CPU: fused (packed weights) or tensor (slow, to compare with)
+    /// What computes on a CPU: fused (packed weights) or tensor (slow, to compare with) (default: fused)
     #[arg(long, value_name = "DECODER", value_parser = ["fused", "tensor"], help_heading = "Model")]
     cpu_decoder: String,
-    /// Which vector instructions a CPU computes with: auto (the most it has), plain, avx2, avx512
+    /// Which vector instructions a CPU computes with: auto (the most it has), plain, avx2, avx512 (default: auto)
     #[arg(long, value_name = "LEVEL", value_parser = ["auto", "plain", "avx2", "avx512"], help_heading = "Model")]
     cpu_instructions: String,
-    /// Where models from a hub are kept
+    /// Where models from a hub are kept (default: models)
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     download_dir: PathBuf,
-    /// The branch, tag or commit of a model from a hub
+    /// The branch, tag or commit of a model from a hub (default: main)
     #[arg(long, value_name = "REVISION", help_heading = "Model")]
     revision: String,
-    /// The model hub
+    /// The model hub's URL (default: huggingface.co)
     #[arg(long, value_name = "URL", help_heading = "Model")]
     hub_endpoint: String,
     /// The token for the model hub
     #[arg(long, value_name = "TOKEN", help_heading = "Model")]
     hf_token: String,
 
-    /// Address to listen on
+    /// Address to listen on (default: 127.0.0.1)
     #[arg(long, help_heading = "Server")]
     host: String,
-    /// Port to listen on
+    /// Port to listen on (default: 8000)
     #[arg(long, help_heading = "Server")]
     port: u16,
     /// Keys that clients have to send; without any, everybody who can connect may ask
@@ -93,32 +97,32 @@ settings! {
     /// A TOML file of keys with names, roles, models and recording policies
     #[arg(long, value_name = "FILE", help_heading = "Server")]
     api_keys_file: PathBuf,
-    /// How long running answers may go on after SIGTERM, in seconds
+    /// How long running answers may go on after SIGTERM, in seconds (default: 30)
     #[arg(long, value_name = "SECONDS", help_heading = "Server")]
     shutdown_timeout: u64,
-    /// Refuse request fields that are not known, instead of ignoring them
+    /// Refuse request fields that are not known, instead of ignoring them (default: false)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
     strict_fields: Switch,
-    /// Answer tokens where a request names no limit
+    /// Answer tokens where a request names no limit (default: 1024)
     #[arg(long, value_name = "TOKENS", help_heading = "Server")]
     default_max_tokens: usize,
-    /// The longest an answer may take, in seconds
+    /// The longest an answer may take, in seconds (default: 600)
     #[arg(long, value_name = "SECONDS", help_heading = "Server")]
     answer_timeout: u64,
-    /// Open connections for each listener
+    /// Open connections for each listener (default: 1024)
     #[arg(long, value_name = "COUNT", help_heading = "Server")]
     max_connections: usize,
-    /// Largest request body
+    /// Largest request body (default: 4MiB)
     #[arg(long, value_name = "BYTES", help_heading = "Server")]
     max_body_bytes: Bytes,
-    /// Largest request head
+    /// Largest request head (default: 64KiB)
     #[arg(long, value_name = "BYTES", help_heading = "Server")]
     max_header_bytes: Bytes,
-    /// Choices in one request, over all its prompts
+    /// Choices in one request, over all its prompts (default: 16)
     #[arg(long, value_name = "COUNT", help_heading = "Server")]
     max_choices: u32,
 
-    /// Serve adapters; `false` serves the base alone
+    /// Serve adapters; `false` serves the base alone (default: true)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Adapters")]
     enable_lora: Switch,
     /// Folders whose subfolders are adapters; `adapters` by default, if there is one
@@ -127,61 +131,61 @@ settings! {
     /// Adapters by name: NAME=PATH, or {"name": …, "path": …}
     #[arg(long, value_name = "NAME=PATH", num_args = 1.., help_heading = "Adapters")]
     lora_modules: Vec<String>,
-    /// Different adapters in one batch
+    /// Different adapters in one batch (default: 64)
     #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
     max_loras: usize,
-    /// Largest rank that is accepted
+    /// Largest rank that is accepted (default: 256)
     #[arg(long, value_name = "RANK", help_heading = "Adapters")]
     max_lora_rank: usize,
-    /// Adapters kept in memory
+    /// Adapters kept in memory; as many as --adapter-memory-bytes holds by default
     #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
     max_cpu_loras: usize,
-    /// Memory for adapters
+    /// Memory for adapters (default: 4GiB)
     #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
     adapter_memory_bytes: Bytes,
-    /// Largest adapter file
+    /// Largest adapter file (default: 2GiB)
     #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
     max_adapter_file_bytes: Bytes,
 
-    /// Sequences that may run at the same time
+    /// Sequences that may run at the same time (default: 64)
     #[arg(long, value_name = "COUNT", help_heading = "Engine")]
     max_num_seqs: usize,
-    /// Rows in one step: running answers first, prompt chunks fill the rest
+    /// Rows in one step: running answers first, prompt chunks fill the rest (default: 512)
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
-    max_num_batched_tokens: usize,
-    /// Sequences that may wait; beyond them requests are refused
+    max_num_batched_tokens: Tokens,
+    /// Sequences that may wait; beyond them requests are refused (default: 256)
     #[arg(long, value_name = "COUNT", help_heading = "Engine")]
     max_num_queued_reqs: usize,
-    /// Memory for keys and values
+    /// Memory for keys and values (default: 1GiB)
     #[arg(long, value_name = "BYTES", help_heading = "Engine")]
     kv_cache_memory_bytes: Bytes,
-    /// Positions in one block of keys and values
+    /// Positions in one block of keys and values (default: 32)
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
     block_size: usize,
-    /// Compute equal beginnings of prompts once; `false` computes every prompt whole
+    /// Compute equal beginnings of prompts once; `false` computes every prompt whole (default: true)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Engine")]
     enable_prefix_caching: Switch,
-    /// How long a step may take while answers are running, in milliseconds: prompts are read in chunks that fit; 0 sets no limit
+    /// How long a step may take while answers are running, in milliseconds: prompts are read in chunks that fit; 0 sets no limit (default: 30)
     #[arg(long, value_name = "MILLISECONDS", help_heading = "Engine")]
     step_ms: u64,
-    /// No step for this long while work is running means that the engine is stalled, in seconds
+    /// No step for this long while work is running means that the engine is stalled, in seconds (default: 60)
     #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
     stall_timeout: u64,
 
-    /// Where the record, kept adapters and the server's own socket are
+    /// Where the record, kept adapters and the server's own socket are (default: data)
     #[arg(long, value_name = "DIR", help_heading = "Record")]
     data_dir: PathBuf,
-    /// How much of each answer is recorded: full, metadata or none
+    /// How much of each answer is recorded: full, metadata or none (default: full)
     #[arg(long, value_name = "POLICY", value_parser = policy, help_heading = "Record")]
     record: RecordPolicy,
-    /// Choices that may be under way or waiting to be recorded
+    /// Choices that may be under way or waiting to be recorded (default: 1024)
     #[arg(long, value_name = "COUNT", help_heading = "Record")]
     record_max_pending: usize,
 
-    /// Log lines as json or as text
+    /// Log lines as json or as text (default: json)
     #[arg(long, value_name = "FORMAT", value_parser = ["json", "text"], help_heading = "Log")]
     log_format: String,
-    /// What is logged: error, warn, info, debug, trace, or a filter by module
+    /// What is logged: error, warn, info, debug, trace, or a filter by module (default: info)
     #[arg(long, value_name = "FILTER", help_heading = "Log")]
     log_level: String,
 }

@@ -168,6 +168,8 @@ pub struct ModelConfig {
     pub max_model_len: Option<usize>,
     /// Replaces the model's own chat template: its text.
     pub chat_template: Option<String>,
+    /// Whether the sampling defaults that come with the model count.
+    pub own_sampling: bool,
     pub cpu: CpuConfig,
 }
 

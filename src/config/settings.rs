@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::{
     AdapterConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig, ModelConfig,
     RecordConfig, ServerConfig,
-    value::{Bytes, DeviceName, DtypeName, Switch},
+    value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens},
 };
 use crate::terms::{AdapterName, RecordPolicy};
 
@@ -48,11 +48,12 @@ impl Settings {
         let mut settings = Self::default();
         let below = file.map(|path| settings.read_file(path)).unwrap_or_default();
         let middle = settings.read_environment(environment);
-        for (layer, place) in [(&below, file.map(|p| p.display().to_string())), (&middle, None)] {
-            for (name, _) in layer.said() {
-                let place = place.clone().unwrap_or_else(|| Layer::variable(name));
-                settings.places.insert(name, place);
-            }
+        for (name, _) in below.said() {
+            let file = file.map(|path| path.display().to_string()).unwrap_or_default();
+            settings.places.insert(name, format!("{file}, {}", name.replace('_', "-")));
+        }
+        for (name, _) in middle.said() {
+            settings.places.insert(name, Layer::variable(name));
         }
         for (name, _) in flags.said() {
             settings.places.insert(name, Layer::flag(name));
@@ -82,7 +83,9 @@ impl Settings {
         let table: toml::Table = match toml::from_str(&text) {
             Ok(table) => table,
             Err(error) => {
-                self.faults.push(Fault { place, reason: error.to_string().trim_end().to_owned() });
+                let yaml = path.extension().is_some_and(|kind| kind == "yaml" || kind == "yml");
+                let hint = if yaml { "settings are read from TOML, not from vLLM's YAML: " } else { "" };
+                self.faults.push(Fault { place, reason: format!("{hint}{}", error.to_string().trim_end()) });
                 return Layer::default();
             }
         };
@@ -266,14 +269,6 @@ impl Check<'_> {
         if listen.is_none() {
             self.fault("host", format!("'{host}' is no address of this machine"));
         }
-        if let Some(keys) = &said.api_keys_file
-            && !keys.is_file()
-        {
-            self.fault("api_keys_file", format!("there is no file '{}'", keys.display()));
-        }
-        if said.api_key.iter().flatten().any(|key| key.trim().is_empty()) {
-            self.fault("api_key", "a key may not be empty");
-        }
         if said.served_model_name.iter().flatten().any(|name| name.trim().is_empty()) {
             self.fault("served_model_name", "a name may not be empty");
         }
@@ -301,11 +296,11 @@ impl Check<'_> {
         if block_tokens > 1024 {
             self.fault("block_size", format!("it may be at most 1024; it is {block_tokens}"));
         }
-        let max_model_len = said.max_model_len.map(|len| self.at_least("max_model_len", Some(len), 1, 1));
+        let max_model_len = self.context_length().map(|tokens| self.at_least("max_model_len", Some(tokens), 1, 1));
         let cpu = CpuConfig {
             exact: said.exact == Some(Switch(true)),
             threads: said.cpu_threads.map(|count| self.at_least("cpu_threads", Some(count), 1, 1)),
-            tensors: self.cpu_decoder(),
+            tensors: self.word("cpu_decoder", said.cpu_decoder.as_deref(), ["fused", "tensor"]) == "tensor",
             instructions: self.cpu_instructions(),
         };
         ModelConfig {
@@ -316,19 +311,25 @@ impl Check<'_> {
             block_tokens,
             max_model_len,
             chat_template,
+            own_sampling: self.word("generation_config", said.generation_config.as_deref(), ["auto", "vllm"]) == "auto",
             cpu,
         }
     }
 
-    /// Whether tensors compute on a CPU.
-    fn cpu_decoder(&mut self) -> bool {
-        match self.settings.said.cpu_decoder.as_deref() {
-            None | Some("fused") => false,
-            Some("tensor") => true,
-            // The command line knows the values; a file does not.
+    fn context_length(&self) -> Option<usize> {
+        self.settings.said.max_model_len.and_then(|ContextLength(tokens)| tokens)
+    }
+
+    /// One of two words, the first by default. The command line knows them; a file does not.
+    fn word(&mut self, name: &str, said: Option<&str>, words: [&'static str; 2]) -> &'static str {
+        let [first, second] = words;
+        match said {
+            None => first,
+            Some(said) if said == first => first,
+            Some(said) if said == second => second,
             Some(other) => {
-                self.fault("cpu_decoder", format!("it has to be fused or tensor; it is '{other}'"));
-                false
+                self.fault(name, format!("it has to be {first} or {second}; it is '{other}'"));
+                first
             }
         }
     }
@@ -354,14 +355,14 @@ impl Check<'_> {
             max_num_seqs: self.at_least("max_num_seqs", said.max_num_seqs, default.max_num_seqs, 1),
             max_num_batched_tokens: self.at_least(
                 "max_num_batched_tokens",
-                said.max_num_batched_tokens,
+                said.max_num_batched_tokens.map(|Tokens(tokens)| tokens),
                 default.max_num_batched_tokens,
                 1,
             ),
             max_queued: self.at_least("max_num_queued_reqs", said.max_num_queued_reqs, default.max_queued, 1),
             max_loras: self.at_least("max_loras", said.max_loras, default.max_loras, 1),
             // The engine takes the least of this, the model's own context and what the KV memory holds.
-            max_model_len: said.max_model_len.unwrap_or(usize::MAX),
+            max_model_len: self.context_length().unwrap_or(usize::MAX),
             step_target: said.step_ms.map_or(default.step_target, Duration::from_millis),
             prefix_caching: said.enable_prefix_caching != Some(Switch(false)),
             stall: Duration::from_secs(self.at_least("stall_timeout", said.stall_timeout, 60, 1)),
@@ -437,6 +438,7 @@ impl Check<'_> {
         if let Err(error) = level.parse::<tracing_subscriber::EnvFilter>() {
             self.fault("log_level", error.to_string());
         }
+        self.word("log_format", self.settings.said.log_format.as_deref(), ["json", "text"]);
     }
 }
 
@@ -463,119 +465,4 @@ fn lora_module(given: &str) -> Result<(String, PathBuf), String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn flags(line: &[&str]) -> Layer {
-        let command = Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true));
-        Layer::from_arg_matches(&command.try_get_matches_from(line).expect("flags")).expect("a layer")
-    }
-
-    fn environment(pairs: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Vec<_>>().into_iter()
-    }
-
-    fn file(text: &str) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), text).expect("written");
-        file
-    }
-
-    #[test]
-    fn flags_hold_over_the_environment_and_that_over_the_file() {
-        let file = file("port = 1\nmax-num-seqs = 2\nmax-loras = 3\nserved-model-name = [\"a\", \"b\"]\n");
-        let settings = Settings::gather(
-            Some(file.path()),
-            environment(&[("TUNEGATE_PORT", "10"), ("TUNEGATE_MAX_NUM_SEQS", "20"), ("TUNEGATE_API_KEY", "k1, k2")]),
-            flags(&["--port", "100"]),
-        );
-        let config = settings.settle("m".into()).expect("settled");
-        assert_eq!(config.server.listen.port(), 100);
-        assert_eq!((config.engine.max_num_seqs, config.engine.max_loras), (20, 3));
-        assert_eq!(config.server.served_names, ["a", "b"]);
-        assert_eq!(config.server.api_keys, ["k1", "k2"]);
-        assert_eq!(settings.place("port"), "--port");
-        assert_eq!(settings.place("max_num_seqs"), "TUNEGATE_MAX_NUM_SEQS");
-        assert!(settings.shown().iter().all(|(_, value, _)| !value.contains("k1")), "keys are not shown");
-    }
-
-    #[test]
-    fn what_kubernetes_injects_for_a_service_is_ignored() {
-        let settings = Settings::gather(
-            None,
-            environment(&[
-                ("TUNEGATE_PORT", "tcp://10.0.0.1:8000"),
-                ("TUNEGATE_SERVICE_HOST", "10.0.0.1"),
-                ("TUNEGATE_SERVICE_PORT", "8000"),
-                ("TUNEGATE_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
-                ("TUNEGATE_PORT_8000_TCP_ADDR", "10.0.0.1"),
-                ("TUNEGATE_PROT", "1"),
-            ]),
-            Layer::default(),
-        );
-        assert_eq!(settings.settle("m".into()).expect("settled").server.listen.port(), 8000);
-        assert_eq!(settings.warnings, ["TUNEGATE_PROT is no setting and is ignored"]);
-    }
-
-    #[test]
-    fn every_fault_is_found_at_once_with_its_place() {
-        let file = file("prot = 1\nmax-num-seqs = \"many\"\nmax-loras = 0\n");
-        let settings = Settings::gather(
-            Some(file.path()),
-            environment(&[("TUNEGATE_DEVICE", "toaster")]),
-            flags(&["--lora-modules", "x", "--adapter-dir", "/nowhere", "--chat-template", "/nothing"]),
-        );
-        let faults = settings.settle("m".into()).expect_err("faults");
-        let all: Vec<String> = faults.iter().map(ToString::to_string).collect();
-        for part in [
-            "prot: there is no such setting",
-            "max-num-seqs: ",
-            "at least 1",
-            "TUNEGATE_DEVICE",
-            "--lora-modules: x",
-            "--adapter-dir",
-            "--chat-template",
-        ] {
-            assert!(all.iter().any(|fault| fault.contains(part)), "{part} is not among {all:#?}");
-        }
-    }
-
-    #[test]
-    fn what_computes_on_a_cpu_is_settled() {
-        let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
-        let default = settled(&[]).expect("settled").model.cpu;
-        assert_eq!(default, CpuConfig { exact: false, threads: None, tensors: false, instructions: None });
-        let line = ["--exact", "--cpu-threads", "3", "--cpu-decoder", "tensor", "--cpu-instructions", "avx2"];
-        let instructions = Some(Instructions::Avx2);
-        let said = settled(&line).expect("settled").model.cpu;
-        assert_eq!(said, CpuConfig { exact: true, threads: Some(3), tensors: true, instructions });
-        assert!(settled(&["--cpu-threads", "0"]).is_err());
-        assert_eq!(settled(&["--cpu-instructions", "auto"]).expect("settled").model.cpu.instructions, None);
-        for (line, expected) in [
-            ("cpu-decoder = \"abacus\"\n", "fused or tensor"),
-            ("cpu-instructions = \"avx3\"\n", "auto, plain, avx2 or avx512; it is 'avx3'"),
-        ] {
-            let file = file(line);
-            let faults = Settings::gather(Some(file.path()), environment(&[]), Layer::default()).settle("m".into());
-            assert!(faults.expect_err("a fault")[0].reason.contains(expected), "{line}");
-        }
-        let variable = environment(&[("TUNEGATE_CPU_INSTRUCTIONS", "sse9")]);
-        let faults = Settings::gather(None, variable, Layer::default()).settle("m".into()).expect_err("a fault");
-        assert_eq!(faults[0].place, "TUNEGATE_CPU_INSTRUCTIONS");
-    }
-
-    #[test]
-    fn adapters_are_named_in_three_spellings() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().display();
-        for given in [
-            format!("sql={path}"),
-            format!(r#"{{"name": "sql", "path": "{path}", "base_model_name": "b"}}"#),
-            format!(r#"'{{"name":"sql","path":"{path}"}}'"#),
-        ] {
-            assert_eq!(lora_module(&given), Ok(("sql".to_owned(), folder.path().to_owned())), "{given}");
-        }
-        assert!(lora_module(&format!("../x={path}")).is_err());
-        assert!(lora_module("sql=/nowhere").is_err());
-    }
-}
+mod tests;

@@ -6,7 +6,59 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::{Device, Dtype};
 
-/// A number of bytes: plain, or with K, M, G (powers of 1000) or KiB, MiB, GiB.
+/// A number as vLLM's command line spells it: plain, or with k, m, g (powers of 1000) or K, M, G (powers of 1024). For
+/// bytes also with KB, MB, GB (of 1000) and KiB, MiB, GiB (of 1024).
+fn scaled(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit = text[digits..].trim();
+    let scale: f64 = match unit {
+        "" => 1.0,
+        "k" => 1e3,
+        "m" => 1e6,
+        "g" => 1e9,
+        "K" => 1024.0,
+        "M" => 1024.0 * 1024.0,
+        "G" => 1024.0 * 1024.0 * 1024.0,
+        other => match other.to_ascii_lowercase().as_str() {
+            "b" => 1.0,
+            "kb" => 1e3,
+            "mb" => 1e6,
+            "gb" => 1e9,
+            "kib" => 1024.0,
+            "mib" => 1024.0 * 1024.0,
+            "gib" => 1024.0 * 1024.0 * 1024.0,
+            _ => return Err(format!("'{unit}' is no unit: k, m, g (of 1000), K, M, G, KiB, MiB or GiB (of 1024)")),
+        },
+    };
+    let number: f64 = text[..digits].parse().map_err(|_| format!("'{text}' is no number"))?;
+    Ok((number * scale) as u64)
+}
+
+/// A number, or a text that [`FromStr`] reads.
+fn number_or_text<'de, D, T>(deserializer: D, of_number: fn(i64) -> Result<T, String>) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err = String>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "it has to be a number, or a text such as \"8k\"")]
+    enum Spelling {
+        Number(i64),
+        Text(String),
+    }
+    match Spelling::deserialize(deserializer)? {
+        Spelling::Number(number) => of_number(number),
+        Spelling::Text(text) => text.parse(),
+    }
+    .map_err(de::Error::custom)
+}
+
+fn positive(number: i64) -> Result<u64, String> {
+    u64::try_from(number).map_err(|_| format!("{number} is less than nothing"))
+}
+
+/// A number of bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Bytes(pub u64);
 
@@ -14,20 +66,7 @@ impl FromStr for Bytes {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let unit: f64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
-            "" | "b" => 1.0,
-            "k" | "kb" => 1e3,
-            "m" | "mb" => 1e6,
-            "g" | "gb" => 1e9,
-            "kib" => 1024.0,
-            "mib" => 1024.0 * 1024.0,
-            "gib" => 1024.0 * 1024.0 * 1024.0,
-            other => return Err(format!("'{other}' is no unit of bytes: K, M, G, KiB, MiB or GiB")),
-        };
-        let number: f64 = text[..digits].parse().map_err(|_| format!("'{text}' is no number of bytes"))?;
-        Ok(Self((number * unit) as u64))
+        scaled(text).map(Self)
     }
 }
 
@@ -39,16 +78,64 @@ impl fmt::Debug for Bytes {
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Spelling {
-            Number(u64),
-            Text(String),
+        number_or_text(deserializer, |number| positive(number).map(Self))
+    }
+}
+
+/// A number of tokens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Tokens(pub usize);
+
+impl FromStr for Tokens {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        scaled(text).map(|tokens| Self(tokens as usize))
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Tokens {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        number_or_text(deserializer, |number| positive(number).map(|tokens| Self(tokens as usize)))
+    }
+}
+
+/// A number of tokens, or `auto` (also -1): as many as the model and the memory for keys and values allow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ContextLength(pub Option<usize>);
+
+impl FromStr for ContextLength {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if matches!(text.trim(), "auto" | "-1") {
+            return Ok(Self(None));
         }
-        match Spelling::deserialize(deserializer)? {
-            Spelling::Number(bytes) => Ok(Self(bytes)),
-            Spelling::Text(text) => text.parse().map_err(de::Error::custom),
+        text.parse().map(|Tokens(tokens)| Self(Some(tokens)))
+    }
+}
+
+impl fmt::Debug for ContextLength {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(tokens) => write!(f, "{tokens}"),
+            None => f.write_str("auto"),
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for ContextLength {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        number_or_text(deserializer, |number| match number {
+            -1 => Ok(Self(None)),
+            tokens => positive(tokens).map(|tokens| Self(Some(tokens as usize))),
+        })
     }
 }
 
@@ -159,8 +246,17 @@ mod tests {
         let bytes = |text: &str| text.parse::<Bytes>().map(|bytes| bytes.0);
         assert_eq!(bytes("1024"), Ok(1024));
         assert_eq!(bytes("1.5GiB"), Ok(1_610_612_736));
-        assert_eq!(bytes("2 M"), Ok(2_000_000));
+        assert_eq!(bytes("2 MB"), Ok(2_000_000));
+        assert_eq!((bytes("2m"), bytes("2M")), (Ok(2_000_000), Ok(2 << 20)), "as vLLM has it");
         assert!(bytes("2 parsecs").is_err());
         assert!(bytes("GiB").is_err());
+    }
+
+    #[test]
+    fn contexts_are_spelled_as_for_vllm() {
+        let length = |text: &str| text.parse::<ContextLength>().map(|length| length.0);
+        assert_eq!((length("8192"), length("8k"), length("8K")), (Ok(Some(8192)), Ok(Some(8000)), Ok(Some(8192))));
+        assert_eq!((length("auto"), length("-1")), (Ok(None), Ok(None)));
+        assert!(length("-2").is_err() && length("long").is_err() && length("").is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! Lets a pasted `vllm serve` line start: spellings are brought into ours, flags that mean nothing here are named and
 //! passed over, and those that would change what clients get are refused.
 
-use super::vllm_flags::{FLAGS, SHORT};
+use super::vllm_flags::{FLAGS, NOTES, SHORT};
 
 /// How many values follow a flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,14 +28,13 @@ pub struct Translated {
     pub line: Vec<String>,
     /// One for each flag that has no effect.
     pub warnings: Vec<String>,
+    /// One for each flag that keeps the server from starting.
+    pub refused: Vec<String>,
 }
 
 /// Reads the arguments after `serve`.
-///
-/// # Errors
-/// One line for each refused flag.
-pub fn translate(arguments: &[String]) -> Result<Translated, Vec<String>> {
-    let (mut translated, mut refused) = (Translated::default(), Vec::new());
+pub fn translate(arguments: &[String]) -> Translated {
+    let mut translated = Translated::default();
     let mut rest = arguments.iter().map(|argument| unquoted(argument)).peekable();
     while let Some(argument) = rest.next() {
         let Some(flag) = Flag::read(argument) else {
@@ -57,13 +56,13 @@ pub fn translate(arguments: &[String]) -> Result<Translated, Vec<String>> {
             }
             Fate::Refused(reason) => {
                 if !flag.negated {
-                    refused.push(format!("{}: {reason}", flag.name));
+                    translated.refused.push(format!("{}: {reason}", flag.name));
                 }
                 flag.skip_values(&mut rest);
             }
         }
     }
-    if refused.is_empty() { Ok(translated) } else { Err(refused) }
+    translated
 }
 
 /// KServe wraps JSON in literal single quotes for a shell that is not there.
@@ -125,7 +124,10 @@ pub fn page() -> String {
     for (flag, _, fate) in FLAGS {
         let short = SHORT.iter().find(|(_, long)| long == flag).map(|(short, _)| format!(", `{short}`"));
         let fate = match fate {
-            Fate::Honoured => "**honoured**".to_owned(),
+            Fate::Honoured => match NOTES.iter().find(|(noted, _)| noted == flag) {
+                Some((_, note)) => format!("**honoured**: {note}"),
+                None => "**honoured**".to_owned(),
+            },
             Fate::Ignored(reason) => format!("accepted with a warning: {reason}"),
             Fate::Refused(reason) => format!("refused: {reason}"),
         };
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
     use crate::config::Layer;
 
-    fn read(line: &str) -> Result<Translated, Vec<String>> {
+    fn read(line: &str) -> Translated {
         translate(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
     }
 
@@ -156,27 +158,38 @@ mod tests {
         let translated = read(
             "org/model --enable-lora --max_loras 4 --lora-modules a=/x b=/y -tp 2 --gpu-memory-utilization=0.9 \
              --no-enable-prefix-caching --compilation-config.mode 3 --served_model_name=m --dtype auto",
-        )
-        .expect("starts");
+        );
         let line = "org/model --enable-lora=true --max-loras 4 --lora-modules a=/x b=/y \
                     --enable-prefix-caching=false --served-model-name=m --dtype auto";
         assert_eq!(translated.line.join(" "), line);
         assert_eq!(translated.warnings.len(), 3, "{:#?}", translated.warnings);
+        assert!(translated.refused.is_empty(), "{:#?}", translated.refused);
     }
 
     #[test]
     fn kserves_line_starts_with_its_quotes() {
         let line = r#"--model /mnt/models --enable-lora --max-lora-rank=16 --lora-modules '{"name":"a","path":"/mnt/lora/a"}' --served-model-name m publishers/ns/models/m"#;
-        let translated = read(line).expect("starts");
-        assert!(translated.line.contains(&r#"{"name":"a","path":"/mnt/lora/a"}"#.to_owned()), "{translated:?}");
+        let translated = read(line);
+        assert!(
+            translated.refused.is_empty()
+                && translated.line.contains(&r#"{"name":"a","path":"/mnt/lora/a"}"#.to_owned()),
+            "{translated:?}"
+        );
     }
 
     #[test]
     fn what_would_change_answers_is_refused_with_its_reason() {
-        let refused = read("m --quantization fp8 --ssl-keyfile /k --max-num-seqs 8").expect_err("refused");
+        let refused = read("m --quantization fp8 --ssl-keyfile /k --max-num-seqs 8").refused;
         assert_eq!(refused.len(), 2);
         assert!(refused[0].contains("precision of their file"), "{refused:?}");
-        assert!(read("m --no-enable-prompt-embeds").is_ok());
+        assert!(read("m --no-enable-prompt-embeds").refused.is_empty());
+    }
+
+    #[test]
+    fn notes_are_about_honoured_flags() {
+        for (noted, _) in NOTES {
+            assert!(FLAGS.iter().any(|(flag, _, fate)| flag == noted && *fate == Fate::Honoured), "{noted}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The binary as a person starts it.
 
+mod measured;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read},

@@ -106,6 +106,23 @@ async fn a_stop_string_ends_the_answer_before_it_and_only_shown_tokens_are_score
 }
 
 #[tokio::test]
+async fn what_request_and_adapter_leave_open_comes_from_the_model_or_from_openai() {
+    for (own, temperature, top_k) in [(true, 0.7, 20), (false, 1.0, 0)] {
+        let gateway = TestGateway::with(|config| {
+            config.model.path = golden("models/qwen2");
+            config.model.own_sampling = own;
+            config.adapters.dirs.clear();
+        });
+        let mut ask = question(BASE, text("tell me"), 4);
+        ask.sampling = Default::default();
+        let id = ask.id.clone();
+        gateway.ask(ask).await;
+        let row = gateway.gateway.journal().get(&id).await.expect("readable").expect("recorded");
+        assert_eq!((row.sampling.temperature, row.sampling.top_k), (temperature, top_k), "{own}");
+    }
+}
+
+#[tokio::test]
 async fn every_finished_choice_is_on_record_with_what_a_replay_needs() {
     let gateway = TestGateway::new();
     let mut ask = question("all7", text("tell me"), 6);

@@ -68,6 +68,7 @@ pub fn config(data_dir: PathBuf) -> Config {
             block_tokens: 16,
             max_model_len: None,
             chat_template: None,
+            own_sampling: true,
             cpu: CpuConfig { exact: true, threads: Some(2), tensors: false, instructions: None },
         },
         // No target: how a prompt is cut into chunks, and so the last digits of its scores, would hang on the clock.
@@ -100,12 +101,12 @@ impl TestGateway {
         Self { gateway: built.gateway.clone(), built: Some(built), _folder: folder }
     }
 
-    pub async fn ask(&self, ask: Ask) -> Answer {
     /// The adapters that are not served, with the reasons.
     pub fn refused(&self) -> &[(String, Vec<Refusal>)] {
         self.built.as_ref().map_or(&[], |built| &built.refused)
     }
 
+    pub async fn ask(&self, ask: Ask) -> Answer {
         let reply = self.gateway.ask(ask).await.expect("admitted");
         Answer::collect(reply).await.expect("finished")
     }

@@ -8,6 +8,8 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::cli::nobody;
+
 /// What is asked of the server, again and again.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -88,7 +90,7 @@ impl Target {
         if let Some(key) = &self.api_key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let mut response = request.call().map_err(|error| format!("{}: {error}", self.url))?;
+        let mut response = request.call().map_err(|error| nobody(&self.url, &error, "--url, --start"))?;
         if response.status() != 200 {
             return Err(format!("/v1/models answered {}", response.status()));
         }

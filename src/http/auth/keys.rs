@@ -121,9 +121,17 @@ impl Keys {
     /// # Errors
     /// The first key that cannot be used.
     pub fn load(server: &ServerConfig) -> Result<Self, KeysError> {
+        Self::read(&server.api_keys, server.keys_file.as_deref(), server.listen.ip().is_loopback())
+    }
+
+    /// As [`Keys::load`], from settings that are not settled yet.
+    ///
+    /// # Errors
+    /// The first key that cannot be used.
+    pub fn read(api_keys: &[String], file: Option<&Path>, loopback_only: bool) -> Result<Self, KeysError> {
         let mut keys = Vec::new();
-        for (index, secret) in server.api_keys.iter().enumerate() {
-            if secret.is_empty() {
+        for (index, secret) in api_keys.iter().enumerate() {
+            if secret.trim().is_empty() {
                 return Err(KeysError::Empty);
             }
             keys.push(KeyEntry {
@@ -134,10 +142,10 @@ impl Keys {
                 record: None,
             });
         }
-        if let Some(path) = &server.keys_file {
+        if let Some(path) = file {
             keys.extend(read(path)?);
         }
-        Self::from_entries(keys, server.listen.ip().is_loopback())
+        Self::from_entries(keys, loopback_only)
     }
 
     fn from_entries(entries: Vec<KeyEntry>, loopback_only: bool) -> Result<Self, KeysError> {

@@ -1,0 +1,142 @@
+use super::*;
+
+fn flags(line: &[&str]) -> Layer {
+    let command = Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true));
+    Layer::from_arg_matches(&command.try_get_matches_from(line).expect("flags")).expect("a layer")
+}
+
+fn environment(pairs: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Vec<_>>().into_iter()
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), text).expect("written");
+    file
+}
+
+#[test]
+fn flags_hold_over_the_environment_and_that_over_the_file() {
+    let file = file("port = 1\nmax-num-seqs = 2\nmax-loras = 3\nserved-model-name = [\"a\", \"b\"]\n");
+    let settings = Settings::gather(
+        Some(file.path()),
+        environment(&[("TUNEGATE_PORT", "10"), ("TUNEGATE_MAX_NUM_SEQS", "20"), ("TUNEGATE_API_KEY", "k1, k2")]),
+        flags(&["--port", "100"]),
+    );
+    let config = settings.settle("m".into()).expect("settled");
+    assert_eq!(config.server.listen.port(), 100);
+    assert_eq!((config.engine.max_num_seqs, config.engine.max_loras), (20, 3));
+    assert_eq!(config.server.served_names, ["a", "b"]);
+    assert_eq!(config.server.api_keys, ["k1", "k2"]);
+    assert_eq!(settings.place("port"), "--port");
+    assert_eq!(settings.place("max_num_seqs"), "TUNEGATE_MAX_NUM_SEQS");
+    assert!(settings.shown().iter().all(|(_, value, _)| !value.contains("k1")), "keys are not shown");
+}
+
+#[test]
+fn what_kubernetes_injects_for_a_service_is_ignored() {
+    let settings = Settings::gather(
+        None,
+        environment(&[
+            ("TUNEGATE_PORT", "tcp://10.0.0.1:8000"),
+            ("TUNEGATE_SERVICE_HOST", "10.0.0.1"),
+            ("TUNEGATE_SERVICE_PORT", "8000"),
+            ("TUNEGATE_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+            ("TUNEGATE_PORT_8000_TCP_ADDR", "10.0.0.1"),
+            ("TUNEGATE_PROT", "1"),
+        ]),
+        Layer::default(),
+    );
+    assert_eq!(settings.settle("m".into()).expect("settled").server.listen.port(), 8000);
+    assert_eq!(settings.warnings, ["TUNEGATE_PROT is no setting and is ignored"]);
+}
+
+#[test]
+fn every_fault_is_found_at_once_with_its_place() {
+    let file = file("prot = 1\nmax-num-seqs = \"many\"\nmax-loras = 0\n");
+    let settings = Settings::gather(
+        Some(file.path()),
+        environment(&[("TUNEGATE_DEVICE", "toaster")]),
+        flags(&["--lora-modules", "x", "--adapter-dir", "/nowhere", "--chat-template", "/nothing"]),
+    );
+    let faults = settings.settle("m".into()).expect_err("faults");
+    let all: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    for part in [
+        "prot: there is no such setting",
+        "max-num-seqs: ",
+        "max-loras: it has to be at least 1",
+        "TUNEGATE_DEVICE",
+        "--lora-modules: x",
+        "--adapter-dir",
+        "--chat-template",
+    ] {
+        assert!(all.iter().any(|fault| fault.contains(part)), "{part} is not among {all:#?}");
+    }
+}
+
+#[test]
+fn the_help_tells_the_defaults_that_hold() {
+    let settled = |line: &[&str]| {
+        let config = Settings::gather(None, environment(&[]), flags(line)).settle("m".into()).expect("settled");
+        format!("{config:?}")
+    };
+    let command = Layer::augment_args(clap::Command::new("tunegate"));
+    let mut told = 0;
+    for argument in command.get_arguments() {
+        let help = argument.get_help().expect("every setting has its help").to_string();
+        let Some((_, default)) = help.split_once("(default: ") else { continue };
+        let flag = format!("--{}={}", argument.get_long().expect("a flag"), default.trim_end_matches(')'));
+        assert_eq!(settled(&[&flag]), settled(&[]), "{flag}");
+        told += 1;
+    }
+    assert!(told >= 30, "{told}");
+}
+
+#[test]
+fn what_computes_on_a_cpu_is_settled() {
+    let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
+    let default = settled(&[]).expect("settled").model.cpu;
+    assert_eq!(default, CpuConfig { exact: false, threads: None, tensors: false, instructions: None });
+    let line = ["--exact", "--cpu-threads", "3", "--cpu-decoder", "tensor", "--cpu-instructions", "avx2"];
+    let instructions = Some(Instructions::Avx2);
+    let said = settled(&line).expect("settled").model.cpu;
+    assert_eq!(said, CpuConfig { exact: true, threads: Some(3), tensors: true, instructions });
+    assert!(settled(&["--cpu-threads", "0"]).is_err());
+    assert_eq!(settled(&["--cpu-instructions", "auto"]).expect("settled").model.cpu.instructions, None);
+    for (line, expected) in [
+        ("cpu-decoder = \"abacus\"\n", "fused or tensor"),
+        ("cpu-instructions = \"avx3\"\n", "auto, plain, avx2 or avx512; it is 'avx3'"),
+    ] {
+        let file = file(line);
+        let faults = Settings::gather(Some(file.path()), environment(&[]), Layer::default()).settle("m".into());
+        assert!(faults.expect_err("a fault")[0].reason.contains(expected), "{line}");
+    }
+    let variable = environment(&[("TUNEGATE_CPU_INSTRUCTIONS", "sse9")]);
+    let faults = Settings::gather(None, variable, Layer::default()).settle("m".into()).expect_err("a fault");
+    assert_eq!(faults[0].place, "TUNEGATE_CPU_INSTRUCTIONS");
+}
+
+#[test]
+fn words_are_checked_in_a_file_as_on_the_command_line() {
+    let file = file("log-format = \"xml\"\ngeneration-config = \"mine\"\n");
+    let faults = Settings::gather(Some(file.path()), environment(&[]), Layer::default()).settle("m".into());
+    let all: Vec<String> = faults.expect_err("faults").iter().map(ToString::to_string).collect();
+    assert!(all.iter().any(|fault| fault.contains("json or text")), "{all:?}");
+    assert!(all.iter().any(|fault| fault.contains("auto or vllm")), "{all:?}");
+    assert_eq!(all.len(), 2, "{all:?}");
+}
+
+#[test]
+fn adapters_are_named_in_three_spellings() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().display();
+    for given in [
+        format!("sql={path}"),
+        format!(r#"{{"name": "sql", "path": "{path}", "base_model_name": "b"}}"#),
+        format!(r#"'{{"name":"sql","path":"{path}"}}'"#),
+    ] {
+        assert_eq!(lora_module(&given), Ok(("sql".to_owned(), folder.path().to_owned())), "{given}");
+    }
+    assert!(lora_module(&format!("../x={path}")).is_err());
+    assert!(lora_module("sql=/nowhere").is_err());
+}
