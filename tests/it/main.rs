@@ -4,6 +4,7 @@ mod adapters;
 mod api;
 mod client;
 mod commands;
+mod demo;
 mod engine;
 mod gateway;
 mod house;
