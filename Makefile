@@ -17,8 +17,7 @@ run: model build ## fetch the demo model, build, and serve it with the demo adap
 	exec $(BINARY) serve $(MODEL) --served-model-name smollm2-135m $(ARGS)
 
 build: ## build the release binary
-	@echo "building the release binary (minutes the first time, seconds afterwards) …"
-	cargo build --release --locked
+	@scripts/build
 
 model: $(MODEL) ## fetch the demo model
 
@@ -26,13 +25,16 @@ $(MODEL):
 	@PYTHON="$(PYTHON)" scripts/fetch-demo-model "$@"
 
 test: model $(TEST_PYTHON)/.done ## everything the tests need, then the tests: no GPU, no torch
+	@scripts/check-tools
 	TUNEGATE_TEST_MODEL="$(CURDIR)/$(MODEL)" TUNEGATE_TEST_PYTHON="$(PYTHON)" PYTHONPATH="$(CURDIR)/$(TEST_PYTHON)" \
 		$(if $(NEXTEST),cargo nextest run --locked,cargo test --locked)
 
 # For the tests that use them. A folder of its own: no virtual environment, nothing installed.
 $(TEST_PYTHON)/.done: tests/requirements.txt
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "pip is missing: install it (Debian: apt install python3-pip), then run make test again"; exit 1; }
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target $(TEST_PYTHON) -r $<
+	@echo "fetching the official openai client for the tests …"
+	@$(PYTHON) -m pip install --quiet --retries 1 --disable-pip-version-check --upgrade --target $(TEST_PYTHON) -r $< \
+		|| { echo "the package index cannot be reached: check the network, then run make test again"; exit 1; }
 	@touch $@
 
 lint: ## formatting, clippy and rustdoc, as CI runs them
@@ -69,7 +71,7 @@ test-gpu: model ## parity, neighbours and bench on a GPU (DEVICE=cuda:0, metal:0
 	$(PYTHON) scripts/test-gpu $(MODEL) $(BENCH_ADAPTERS) $(DEVICE)
 
 LOOP_PYTHON := .venv/bin/python
-loop: model build $(LOOP_PYTHON) ## make the training data, train the demo adapters (an hour on two cores), and evaluate them
+loop: model build .venv/.done ## make the training data, train the demo adapters (an hour on two cores), and evaluate them
 	$(PYTHON) recipes/ticket-triage/make.py
 	$(PYTHON) recipes/house-style/make.py
 	$(LOOP_PYTHON) recipes/train.py recipes/ticket-triage/build/train-v3.jsonl recipes/general/everyday.jsonl --base $(MODEL) --out target/loop/ticket-triage
@@ -77,7 +79,10 @@ loop: model build $(LOOP_PYTHON) ## make the training data, train the demo adapt
 	$(BINARY) eval recipes/ticket-triage/heldout.jsonl --start $(MODEL) --model smollm2-135m+best --model ticket-triage -- --served-model-name smollm2-135m --adapter-dir target/loop
 	$(BINARY) eval recipes/house-style/heldout.jsonl --start $(MODEL) --model smollm2-135m+best --model house-style -- --served-model-name smollm2-135m --adapter-dir target/loop
 
-$(LOOP_PYTHON): recipes/requirements.txt
+# A stamp of its own: the environment's python is a link to the system's.
+.venv/.done: recipes/requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -r recipes/requirements.txt
+	@echo "fetching torch, transformers and peft for the training …"
+	@.venv/bin/pip install --retries 1 --quiet --disable-pip-version-check -r recipes/requirements.txt \
+		|| { echo "the package index cannot be reached: check the network, then run make loop again"; exit 1; }
 	@touch $@
