@@ -69,8 +69,8 @@ settings! {
     /// What computes on a CPU: fused (packed weights) or tensor (slow, to compare with) (default: fused)
     #[arg(long, value_name = "DECODER", value_parser = ["fused", "tensor"], help_heading = "Model")]
     cpu_decoder: String,
-    /// Which vector instructions a CPU computes with: auto (the most it has), plain, avx2, avx512 (default: auto)
-    #[arg(long, value_name = "LEVEL", value_parser = ["auto", "plain", "avx2", "avx512"], help_heading = "Model")]
+    /// Which vector instructions a CPU computes with: auto (the most it has), plain, avx2, avx512, amx (default: auto)
+    #[arg(long, value_name = "LEVEL", value_parser = ["auto", "plain", "avx2", "avx512", "amx"], help_heading = "Model")]
     cpu_instructions: String,
     /// Where models from a hub are kept (default: models)
     #[arg(long, value_name = "DIR", help_heading = "Model")]

@@ -192,6 +192,7 @@ pub enum Instructions {
     Plain,
     Avx2,
     Avx512,
+    Amx,
 }
 
 impl Instructions {
@@ -200,6 +201,7 @@ impl Instructions {
             Self::Plain => "plain",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 }

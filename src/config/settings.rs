@@ -340,8 +340,9 @@ impl Check<'_> {
             Some("plain") => Some(Instructions::Plain),
             Some("avx2") => Some(Instructions::Avx2),
             Some("avx512") => Some(Instructions::Avx512),
+            Some("amx") => Some(Instructions::Amx),
             Some(other) => {
-                let reason = format!("it has to be auto, plain, avx2 or avx512; it is '{other}'");
+                let reason = format!("it has to be auto, plain, avx2, avx512 or amx; it is '{other}'");
                 self.fault("cpu_instructions", reason);
                 None
             }

@@ -3,7 +3,10 @@
 /// Instructions that this machine is known to have. One machine's results are the same from run to run; two levels may
 /// differ in last digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Isa(pub(super) Level);
+pub struct Isa(pub(super) Level, pub(super) Tiles);
+
+/// Whether there are AMX tiles of int8 as well, beside the highest level.
+pub(super) type Tiles = bool;
 
 /// Instructions that this machine lacks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +30,7 @@ pub(super) enum Level {
 
 impl Isa {
     /// The reference, which runs everywhere.
-    pub const PLAIN: Self = Self(Level::Plain);
+    pub const PLAIN: Self = Self(Level::Plain, false);
 
     /// All that the machine has, the fastest last.
     pub fn all() -> Vec<Self> {
@@ -35,14 +38,17 @@ impl Isa {
         let mut levels = vec![Self::PLAIN];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            levels.push(Self(Level::Avx2));
+            levels.push(Self(Level::Avx2, false));
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni")
             {
-                levels.push(Self(Level::Avx512));
+                levels.push(Self(Level::Avx512, false));
+                if super::x86::amx::available() {
+                    levels.push(Self(Level::Avx512, true));
+                }
             }
         }
         levels
@@ -72,6 +78,8 @@ impl Isa {
             Level::Plain => "plain",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if self.1 => "amx",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
         }

@@ -31,7 +31,7 @@ pub fn panel_int8(isa: Isa, weights: &Packed, panel: usize, x: &QuantizedRows<'_
         Level::Avx2 => unsafe { x86::int8::panel(weights, panel, x, tile) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: likewise.
-        Level::Avx512 => unsafe { x86::avx512::int8::panel(weights, panel, x, tile) },
+        Level::Avx512 => unsafe { x86::avx512::int8::panel(weights, panel, x, isa.1, tile) },
     }
 }
 

@@ -47,6 +47,17 @@ impl QuantizedRows<'_> {
         );
         rows
     }
+
+    /// The rows from `row` on; there may be none.
+    pub(super) fn rest(&self, row: usize) -> Self {
+        let blocks = self.inputs / BLOCK;
+        Self {
+            inputs: self.inputs,
+            q: &self.q[row * self.inputs..],
+            scales: &self.scales[row * blocks..],
+            sums: &self.sums[row * blocks..],
+        }
+    }
 }
 
 /// Where one quantized row goes.

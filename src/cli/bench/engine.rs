@@ -24,7 +24,7 @@ pub struct EngineArgs {
     /// Compute threads; one for each core by default
     #[arg(long, value_name = "COUNT", value_parser = threads)]
     cpu_threads: Option<usize>,
-    /// Which vector instructions to compute with: auto, or what the machine has of plain, avx2, avx512
+    /// Which vector instructions to compute with: auto, or what the machine has of plain, avx2, avx512, amx
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     cpu_instructions: String,
     /// Streams beside a single one

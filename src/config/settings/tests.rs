@@ -105,7 +105,7 @@ fn what_computes_on_a_cpu_is_settled() {
     assert_eq!(settled(&["--cpu-instructions", "auto"]).expect("settled").model.cpu.instructions, None);
     for (line, expected) in [
         ("cpu-decoder = \"abacus\"\n", "fused or tensor"),
-        ("cpu-instructions = \"avx3\"\n", "auto, plain, avx2 or avx512; it is 'avx3'"),
+        ("cpu-instructions = \"avx3\"\n", "auto, plain, avx2, avx512 or amx; it is 'avx3'"),
     ] {
         let file = file(line);
         let faults = Settings::gather(Some(file.path()), environment(&[]), Layer::default()).settle("m".into());

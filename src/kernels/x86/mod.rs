@@ -4,6 +4,7 @@
 
 mod formats;
 
+pub(super) mod amx;
 pub(super) mod avx512;
 pub(super) mod float;
 pub(super) mod int8;

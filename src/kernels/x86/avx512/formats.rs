@@ -4,7 +4,7 @@ mod k;
 
 use std::arch::x86_64::*;
 
-pub(super) use k::{K, Q6K};
+pub(in super::super) use k::{K, Q6K};
 
 use super::{
     super::formats::{GROUPS, layout},
@@ -20,7 +20,7 @@ use crate::kernels::{
 /// # Safety
 /// All functions: `unit` begins a unit of the encoding's panel and `block` one of its blocks, past the head; the machine
 /// has AVX-512 F, BW, DQ, VL and VNNI.
-pub(super) trait Format {
+pub(in super::super) trait Format {
     const LAYOUT: Layout;
     /// What the integers are, as unsigned bytes, more than what is meant.
     const OFFSET: u8;
@@ -52,9 +52,9 @@ pub(super) trait Format {
     unsafe fn integers(block: *const u8, group: usize) -> __m512i;
 }
 
-pub(super) struct Q8_0;
-pub(super) struct Q4<const MIN: bool>;
-pub(super) struct Q5<const MIN: bool>;
+pub(in super::super) struct Q8_0;
+pub(in super::super) struct Q4<const MIN: bool>;
+pub(in super::super) struct Q5<const MIN: bool>;
 
 /// 16 × f16.
 #[inline]
@@ -217,7 +217,7 @@ impl<const MIN: bool> Format for Q5<MIN> {
 }
 
 /// A block that [`prepare`] has made of another format's, with as much as the constants say.
-pub(super) struct Ready<const OFFSET: u8, const HALVES: bool>;
+pub(in super::super) struct Ready<const OFFSET: u8, const HALVES: bool>;
 
 /// Bytes of a [`Ready`] block: its scales, its mins or the first half's scales, the second half's, and its integers.
 const READY: Layout = Layout { head: 0, scales: 3 * 4 * PANEL, high: 0, body: 4 * PANEL * GROUPS, blocks: 1 };
@@ -263,12 +263,13 @@ impl<const OFFSET: u8, const HALVES: bool> Format for Ready<OFFSET, HALVES> {
     }
 }
 
-/// Writes whole units as [`Ready`] blocks of the same kind, for rows that meet them more than once.
+/// Writes whole units as [`Ready`] blocks of the same kind, for rows that meet them more than once. `SIGNED`, an offset that is
+/// taken off [`Format::EXACT`]ly is taken off the integers themselves, which then are signed bytes.
 ///
 /// # Safety
 /// The machine has AVX-512 F, BW, DQ, VL and VNNI; `to` has room for as many blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn prepare<F: Format>(units: &[u8], mut to: *mut u8) {
+pub(in super::super) unsafe fn prepare<F: Format, const SIGNED: bool>(units: &[u8], mut to: *mut u8) {
     // SAFETY: offsets are of parts that the layouts have.
     unsafe {
         for unit in units.chunks_exact(F::LAYOUT.unit()) {
@@ -285,7 +286,11 @@ pub(super) unsafe fn prepare<F: Format>(units: &[u8], mut to: *mut u8) {
                 }
                 for group in 0..GROUPS {
                     let at = to.add(READY.scales + 4 * PANEL * group);
-                    _mm512_storeu_si512(at.cast(), F::integers(block, group));
+                    let mut integers = F::integers(block, group);
+                    if SIGNED && F::EXACT {
+                        integers = _mm512_sub_epi8(integers, _mm512_set1_epi8(F::OFFSET as i8));
+                    }
+                    _mm512_storeu_si512(at.cast(), integers);
                 }
                 to = to.add(READY.unit());
             }

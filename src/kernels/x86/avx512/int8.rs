@@ -5,7 +5,7 @@
 use std::{arch::x86_64::*, mem::MaybeUninit};
 
 use super::{
-    super::{CHUNK_BYTES, share},
+    super::{CHUNK_BYTES, amx, share},
     Fetch,
     formats::{Format, K, Q4, Q5, Q6K, Q8_0, Ready, prepare},
 };
@@ -19,26 +19,27 @@ use crate::kernels::{
 const ROWS: usize = 8;
 
 /// Blocks that are prepared at a time: little enough to stay in the nearest cache.
-const READY_BLOCKS: usize = 24;
+pub(in super::super) const READY_BLOCKS: usize = 24;
 
-/// [`crate::kernels::matmul::panel_int8`].
+/// [`crate::kernels::matmul::panel_int8`]; with `tiles`, by AMX for many rows.
 ///
 /// # Safety
-/// The machine has AVX-512 F, BW, DQ, VL and VNNI; `x` has the weights' inputs, in slices that agree, and `tile` its rows.
-pub unsafe fn panel(weights: &Packed, panel: usize, x: &QuantizedRows<'_>, tile: &mut [f32]) {
+/// The machine has AVX-512 F, BW, DQ, VL and VNNI, and AMX as [`amx::available`] says if there shall be `tiles`; `x` has the
+/// weights' inputs, in slices that agree, and `tile` its rows.
+pub unsafe fn panel(weights: &Packed, panel: usize, x: &QuantizedRows<'_>, tiles: bool, tile: &mut [f32]) {
     let bytes = weights.panel(panel);
     tile.fill(0.0);
     // SAFETY: as demanded of the caller; each format is the encoding's own, and each kind of ready block the format's.
     unsafe {
         match weights.encoding() {
-            Encoding::Q8_0 => whole::<Q8_0, Ready<128, false>>(bytes, x, tile),
-            Encoding::Q4_0 => whole::<Q4<false>, Ready<0, false>>(bytes, x, tile),
-            Encoding::Q4_1 => whole::<Q4<true>, Ready<0, false>>(bytes, x, tile),
-            Encoding::Q5_0 => whole::<Q5<false>, Ready<0, false>>(bytes, x, tile),
-            Encoding::Q5_1 => whole::<Q5<true>, Ready<0, false>>(bytes, x, tile),
-            Encoding::Q4K => whole::<K<false>, Ready<0, false>>(bytes, x, tile),
-            Encoding::Q5K => whole::<K<true>, Ready<0, false>>(bytes, x, tile),
-            Encoding::Q6K => whole::<Q6K, Ready<32, true>>(bytes, x, tile),
+            Encoding::Q8_0 => whole::<Q8_0, Ready<128, false>>(bytes, x, tiles, tile),
+            Encoding::Q4_0 => whole::<Q4<false>, Ready<0, false>>(bytes, x, tiles, tile),
+            Encoding::Q4_1 => whole::<Q4<true>, Ready<0, false>>(bytes, x, tiles, tile),
+            Encoding::Q5_0 => whole::<Q5<false>, Ready<0, false>>(bytes, x, tiles, tile),
+            Encoding::Q5_1 => whole::<Q5<true>, Ready<0, false>>(bytes, x, tiles, tile),
+            Encoding::Q4K => whole::<K<false>, Ready<0, false>>(bytes, x, tiles, tile),
+            Encoding::Q5K => whole::<K<true>, Ready<0, false>>(bytes, x, tiles, tile),
+            Encoding::Q6K => whole::<Q6K, Ready<32, true>>(bytes, x, tiles, tile),
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => {}
         }
     }
@@ -46,7 +47,21 @@ pub unsafe fn panel(weights: &Packed, panel: usize, x: &QuantizedRows<'_>, tile:
 
 /// # Safety
 /// As of [`panel`]; `bytes` are a panel of the format `F`, which [`prepare`] makes blocks of the kind `P` of.
-unsafe fn whole<F: Format, P: Format>(bytes: &[u8], x: &QuantizedRows<'_>, tile: &mut [f32]) {
+unsafe fn whole<F: Format, P: Format>(bytes: &[u8], x: &QuantizedRows<'_>, tiles: bool, tile: &mut [f32]) {
+    let rows = tile.len() / PANEL;
+    // SAFETY: as demanded of the caller.
+    unsafe {
+        if tiles && rows >= amx::ROWS {
+            let done = amx::whole_tiles::<F, P>(bytes, x, tile);
+            return by_registers::<F, P>(bytes, &x.rest(done), &mut tile[done * PANEL..]);
+        }
+        by_registers::<F, P>(bytes, x, tile);
+    }
+}
+
+/// # Safety
+/// As of [`whole`].
+unsafe fn by_registers<F: Format, P: Format>(bytes: &[u8], x: &QuantizedRows<'_>, tile: &mut [f32]) {
     // SAFETY: as demanded of the caller.
     unsafe {
         if tile.len() > ROWS * PANEL {
@@ -71,7 +86,7 @@ unsafe fn prepared<F: Format, P: Format>(bytes: &[u8], x: &QuantizedRows<'_>, ti
         // SAFETY: as demanded of the caller; a chunk has at most as many blocks as there is room for, and all that is read
         // of them has been written.
         unsafe {
-            prepare::<F>(bytes, room.0.as_mut_ptr().cast());
+            prepare::<F, false>(bytes, room.0.as_mut_ptr().cast());
             let ready = std::slice::from_raw_parts(room.0.as_ptr().cast(), blocks * P::LAYOUT.unit());
             all_rows::<P>(ready, chunk * units * F::LAYOUT.blocks, Fetch::NOTHING, x, tile);
         }
@@ -79,7 +94,7 @@ unsafe fn prepared<F: Format, P: Format>(bytes: &[u8], x: &QuantizedRows<'_>, ti
 }
 
 #[repr(align(64))]
-struct Room(MaybeUninit<[u8; READY_BLOCKS * Ready::<0, false>::LAYOUT.unit()]>);
+pub(in super::super) struct Room(pub MaybeUninit<[u8; READY_BLOCKS * Ready::<0, false>::LAYOUT.unit()]>);
 
 /// Adds the products of the units in `bytes`, which begin at block `first_block` of the panel, with all rows to `tile`; on the
 /// way, weights that follow are asked for.

@@ -5,7 +5,7 @@
 //!
 //! [`Level::Avx512`]: crate::kernels::isa::Level::Avx512
 
-mod formats;
+pub(super) mod formats;
 
 pub(in crate::kernels) mod float;
 pub(in crate::kernels) mod int8;
