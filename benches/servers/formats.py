@@ -1,56 +1,121 @@
 #!/usr/bin/env python3
-"""Writes a GGUF file's weights in another format: the same model for every server and every format.
+"""Writes a llama-shaped Hugging Face folder as a GGUF file in one format: the same model for every server and every format.
 
-    python3 benches/servers/formats.py IN.gguf OUT.gguf F16|Q8_0|Q4_0|Q4_1
+    python3 benches/servers/formats.py FOLDER OUT.gguf F16|Q8_0|Q4_0|Q4_1|Q4_K_M
 
-Matrices are decoded to float32 and encoded anew, one-dimensional tensors stay in float32, everything else of the file is
-copied. Needs the packages `gguf` and `numpy`.
+Matrices are encoded from float32, one-dimensional tensors stay in float32, and the rows of q and k are put into llama.cpp's
+order. Every matrix has the format that is named; Q4_K_M is llama.cpp's mixture of Q4_K and Q6_K. Needs the packages `gguf`,
+`numpy` and `safetensors`.
 """
 
+import json
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType as FileType
+from safetensors import safe_open
+
+from layout import gguf_name, heads_of, interleaved
+
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "recipes/golden"))
+import kquant  # noqa: E402
 
 FILE_TYPES = {
     "F16": FileType.MOSTLY_F16,
     "Q8_0": FileType.MOSTLY_Q8_0,
     "Q4_0": FileType.MOSTLY_Q4_0,
     "Q4_1": FileType.MOSTLY_Q4_1,
+    "Q4_K_M": FileType.MOSTLY_Q4_K_M,
 }
-# What the writer itself puts into the header.
-WRITTEN = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture", "general.file_type"}
+CONTROL, NORMAL = 3, 1
 
 
-def copy_settings(reader, writer):
-    for name, field in reader.fields.items():
-        if name in WRITTEN:
-            continue
-        kind, items = field.types[0], None
-        if kind == gguf.GGUFValueType.ARRAY:
-            items = field.types[-1]
-        writer.add_key_value(name, field.contents(), kind, sub_type=items)
+def type_of(name, rows, wanted, layers):
+    """The type of one tensor."""
+    if rows.ndim == 1:
+        return Type.F32
+    if wanted != "Q4_K_M":
+        return Type[wanted]
+    if name in ("token_embd.weight", "output.weight"):
+        return Type.Q6_K
+    if ".attn_v." in name or ".ffn_down." in name:
+        # llama.cpp's rule: the first and last eighth of the layers, and every third between them.
+        layer = int(name.split(".")[1])
+        eighth = layers // 8
+        if layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2:
+            return Type.Q6_K
+    return Type.Q4_K
 
 
-def convert(source, target, name):
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
-    writer.add_file_type(FILE_TYPES[name])
-    copy_settings(reader, writer)
-    for tensor in reader.tensors:
-        values = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        values = values.reshape(tuple(reversed(tensor.shape.tolist())))
-        dtype = Type.F32 if values.ndim == 1 else Type[name]
-        writer.add_tensor(tensor.name, np.ascontiguousarray(gguf.quantize(values, dtype)), raw_dtype=dtype)
+def encoded(rows, kind):
+    if kind not in (Type.Q4_K, Type.Q6_K):
+        return np.ascontiguousarray(gguf.quantize(rows, kind))
+    # A block of zeros has no scale to divide by; its codes mean nothing then.
+    with np.errstate(all="ignore"):
+        parts = [kquant.quantize(part, kind) for part in np.array_split(rows, max(1, rows.size >> 23))]
+    return np.concatenate(parts)
+
+
+def write_settings(writer, folder, config, file_type):
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(folder.name)
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+
+
+def write_tokenizer(writer, folder, config):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    vocabulary, special = tokenizer["model"]["vocab"], {token["id"] for token in tokenizer["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
+    writer.add_token_types([CONTROL if number in special else NORMAL for number in range(len(vocabulary))])
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_unk_token_id(vocabulary[settings["unk_token"]])
+    writer.add_pad_token_id(config["pad_token_id"])
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(settings["chat_template"])
+
+
+def convert(folder, target, wanted):
+    config = json.loads((folder / "config.json").read_text())
+    # Under another name until it is whole: a run that was cut short leaves no half a model.
+    part = target.with_suffix(".part")
+    writer = gguf.GGUFWriter(part, "llama", use_temp_file=True)
+    write_settings(writer, folder, config, FILE_TYPES[wanted])
+    write_tokenizer(writer, folder, config)
+    with safe_open(folder / "model.safetensors", "np") as weights:
+        for name in weights.keys():
+            rows = weights.get_tensor(name).astype(np.float32)
+            heads = heads_of(name, config)
+            rows = interleaved(rows, heads) if heads else rows
+            kind = type_of(gguf_name(name), rows, wanted, config["num_hidden_layers"])
+            writer.add_tensor(gguf_name(name), encoded(rows, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    part.rename(target)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 4 or sys.argv[3] not in FILE_TYPES:
         sys.exit(__doc__)
-    convert(*sys.argv[1:])
+    convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,98 @@
+"""The models and adapters that are measured, made where they are not there yet: about three minutes and 6 GB, once.
+
+    target/peers/SmolLM2-135M            the demo model as a Hugging Face folder in float32
+    target/peers/SmolLM2-135M.Q8_0.gguf  that folder in one format, for each
+    target/peers/SmolLM2-padded          the same function, every width a multiple of 256
+    target/peers/random-1B               a llama of about 1B random parameters
+    target/peers/loras                   adapters as llama.cpp reads them
+    target/bench-adapters                the same adapters as PEFT folders
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+
+import rows
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+DEMO = ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+PEERS = ROOT / "target/peers"
+SMALL, PADDED, BIG = PEERS / "SmolLM2-135M", PEERS / "SmolLM2-padded", PEERS / "random-1B"
+ADAPTERS = ROOT / "target/bench-adapters"
+
+
+def _run(script, *arguments):
+    subprocess.run([sys.executable, HERE / script, *arguments], check=True)
+
+
+def folder(path):
+    """A Hugging Face folder."""
+    if not (path / "model.safetensors").is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print(f"making {path.relative_to(ROOT)} …", file=sys.stderr)
+        if path == SMALL:
+            _run("folder.py", DEMO, path)
+        else:
+            _run("padded.py" if path == PADDED else "random_model.py", folder(SMALL), path)
+    return path
+
+
+def converted(path, format_):
+    """A folder's weights in one format."""
+    target = path.with_name(f"{path.name}.{format_}.gguf")
+    if not target.is_file():
+        source = folder(path)
+        print(f"making {target.relative_to(ROOT)} …", file=sys.stderr)
+        _run("formats.py", source, target, format_)
+    return target
+
+
+def timed(format_):
+    """The file that is timed in a format."""
+    return converted(BIG if format_ == rows.BIG else SMALL, format_)
+
+
+def trained(format_):
+    """The file whose answers mean something in a format."""
+    return converted(PADDED if format_ == rows.BIG else SMALL, format_)
+
+
+def adapters(count, path=ADAPTERS):
+    """`count` PEFT folders of random weights for the small model: rank 16 on all seven projections."""
+    found = sorted(path.glob("bench-*/adapter_config.json"))
+    if len(found) < count:
+        subprocess.run([sys.executable, ROOT / "scripts/make-bench-adapters", path, str(count)], check=True)
+        found = sorted(path.glob("bench-*/adapter_config.json"))
+    return [config.parent for config in found[:count]]
+
+
+def loras(count):
+    """The same adapters as llama.cpp's files."""
+    made = PEERS / "loras"
+    if len(list(made.glob("*.gguf"))) < count:
+        adapters(count)
+        _run("loras.py", ADAPTERS, made, folder(SMALL))
+    return sorted(made.glob("*.gguf"))[:count]
+
+
+def _shape(model):
+    reader = gguf.GGUFReader(model)
+    return reader, lambda name: reader.fields[f"llama.{name}"].contents()
+
+
+def sizes(model):
+    """(bytes that an answer's token reads: every weight once; multiplications that a prompt's token takes: all but the head's)."""
+    reader, _ = _shape(model)
+    read = sum(int(tensor.n_bytes) for tensor in reader.tensors)
+    multiplied = sum(int(tensor.n_elements) for tensor in reader.tensors if len(tensor.shape) == 2 and tensor.name.startswith("blk."))
+    return read, multiplied
+
+
+def key_value_bytes(model):
+    """Bytes of keys and values for one position, in 16 bits."""
+    _, field = _shape(model)
+    head = field("embedding_length") // field("attention.head_count")
+    return 2 * 2 * field("block_count") * field("attention.head_count_kv") * head
