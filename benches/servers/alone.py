@@ -25,7 +25,7 @@ import models
 from measure import Load, gaps, median_and_range, quantile, throughput, together
 from prompts import prompt
 from results import Results, version
-from servers import Tunegate
+from servers import Tunegate, end_on_request
 
 MANY = models.ROOT / "target/bench-adapters-64"
 FORMAT = "Q4_1"
@@ -123,6 +123,7 @@ def main():
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    end_on_request()
     model = models.timed(FORMAT)
     models.adapters(64, MANY)
     results = Results(arguments.json, arguments.threads)

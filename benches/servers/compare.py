@@ -27,7 +27,7 @@ from measure import Load, decoding, median_and_range, throughput
 from prompts import prompt
 from results import Results, package, version
 from rows import LLAMA, MISTRAL, VLLM
-from servers import LlamaCpp, MistralRs, Tunegate, Vllm
+from servers import LlamaCpp, MistralRs, Tunegate, Vllm, end_on_request
 
 OURS = "tunegate"
 RESIDENT = 16
@@ -182,6 +182,7 @@ def parsed():
 
 
 def main():
+    end_on_request()
     arguments = parsed()
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(arguments, Path(scratch))

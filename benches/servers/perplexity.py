@@ -21,7 +21,7 @@ from pathlib import Path
 import models
 import rows
 from results import Results
-from servers import Tunegate
+from servers import Tunegate, end_on_request
 
 
 def post(server, path, body):
@@ -69,6 +69,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    end_on_request()
     results = Results(arguments.json, arguments.threads)
     for format_ in arguments.formats:
         model = models.trained(format_)

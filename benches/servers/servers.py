@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -41,10 +42,7 @@ class Server:
             self.port = probe.getsockname()[1]
         self.name = name
         self.log = open(log, "w")
-        # A session of its own: what it starts is ended with it.
-        self.process = subprocess.Popen(
-            command(self.port), stdout=self.log, stderr=self.log, env={**os.environ, **(environment or {})}, start_new_session=True
-        )
+        self.process = subprocess.Popen(command(self.port), stdout=self.log, stderr=self.log, env={**os.environ, **(environment or {})})
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -107,14 +105,9 @@ class Server:
         return answer
 
     def pss(self):
-        """Proportional set size, in bytes, of the process and of all that it started."""
-        session, total = os.getsid(self.process.pid), 0
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if os.getsid(int(process.name)) == session:
-                    text = (process / "smaps_rollup").read_text()
-                    total += 1024 * int(re.search(r"^Pss:\s+(\d+) kB", text, re.M)[1])
-        return total
+        """Proportional set size of the process, in bytes."""
+        text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
+        return 1024 * int(re.search(r"^Pss:\s+(\d+) kB", text, re.M)[1])
 
 
 class OpenAi(Server):
@@ -179,7 +172,8 @@ class LlamaCpp(Server):
 
     def request(self, prompt, adapter, tokens):
         body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-        lora = [] if adapter is None else [{"id": adapter, "scale": 1.0}]
+        # A request that names no adapter gets all that the server has loaded, whatever `--lora-init-without-apply` says.
+        lora = [{"id": adapter or 0, "scale": 0.0 if adapter is None else 1.0}]
         return "/completion", {**body, "cache_prompt": False, "lora": lora}
 
     @staticmethod
@@ -211,6 +205,11 @@ class MistralRs(Server):
     @staticmethod
     def is_token(event):
         return not event
+
+
+def end_on_request():
+    """Lets SIGTERM end this program like an error would, and its servers with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended on request"))
 
 
 def adapter_name(number):
