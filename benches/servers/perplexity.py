@@ -63,7 +63,7 @@ def main():
     parser = argparse.ArgumentParser(description="Our perplexity and llama.cpp's on the same file.")
     parser.add_argument("--tunegate", type=Path, default=models.ROOT / "target/release/tunegate")
     parser.add_argument("--llama-perplexity", type=Path, required=True)
-    parser.add_argument("--text", type=Path, default=models.HERE / "reading.txt")
+    parser.add_argument("--text", type=Path, default=models.ROOT / "benches/reading.txt")
     parser.add_argument("--formats", nargs="+", default=rows.FORMATS, choices=rows.FORMATS)
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -1,5 +1,6 @@
 """The file of results: what was measured, when, and on which machine. Each run adds to it, so that a measurement can be done in parts."""
 
+import hashlib
 import json
 import platform
 import re
@@ -33,6 +34,12 @@ def version(command, pattern=r"(\d+(?:\.\d+)+\S*)"):
     return found[1] if found else "unknown"
 
 
+def digest(program):
+    """Which build of a program."""
+    with open(program, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
 def package(python, name):
     return version([python, "-c", f"import importlib.metadata as m; print(m.version('{name}'))"])
 
@@ -43,6 +50,8 @@ class Results:
     def __init__(self, path, threads=None):
         """With `threads`, what is added was measured here, now."""
         self.path = path
+        # Entries of one run have it in common.
+        self.at = time.strftime("%Y-%m-%d %H:%M:%S")
         self.all = json.loads(path.read_text()) if path and path.is_file() else {}
         if threads:
             self.all["machine"] = machine(threads)
@@ -52,7 +61,7 @@ class Results:
 
     def entry(self, group, **what):
         """A new entry of a group, to be filled round by round."""
-        made = {**what, "at": time.strftime("%Y-%m-%d %H:%M"), "rounds": []}
+        made = {**what, "at": self.at, "rounds": []}
         self.all.setdefault(group, []).append(made)
         return made
 
@@ -63,10 +72,13 @@ class Results:
             part.write_text(json.dumps(self.all, indent=1) + "\n")
             part.rename(self.path)
 
-    def newest(self, group, rounds=1, servers=(), **what):
-        """The newest entry with all of `what`, at least so many rounds, and these servers in every round; or None."""
+    def entries(self, group, rounds=1, servers=(), **what):
+        """The entries with all of `what`, at least so many rounds, and these servers in every round; newest first."""
         for made in reversed(self.all.get(group, [])):
             fits = all(made.get(name) == value for name, value in what.items())
             if fits and len(made["rounds"]) >= rounds and all(set(servers) <= set(turn) for turn in made["rounds"]):
-                return made
-        return None
+                yield made
+
+    def newest(self, *which, **what):
+        """The first of `entries`, or None."""
+        return next(self.entries(*which, **what), None)

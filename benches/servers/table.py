@@ -43,10 +43,10 @@ class Tables:
     def itself(self):
         """A line for each comparison of our decode rates with each other."""
         for row in rows.ITSELF:
-            what = f"{row.workload} against {row.base}, {row.format}"
-            pair = [self.results.newest("compare", 1, [OURS], format=row.format, workload=name) for name in (row.workload, row.base)]
-            if not all(pair) or pair[0]["at"] != pair[1]["at"]:
-                self.missing.append(what)
+            of = lambda name: self.results.entries("compare", 1, [OURS], format=row.format, workload=name)
+            pair = next(((one, other) for one in of(row.workload) for other in of(row.base) if one["at"] == other["at"]), None)
+            if not pair:
+                self.missing.append(f"{row.workload} against {row.base}, {row.format}")
                 continue
             rates = [[turn[OURS]["decoding_per_second"] for turn in found["rounds"]] for found in pair]
             ratios = [one / other for one, other in zip(*rates)]
@@ -100,9 +100,8 @@ def judged(values, row, sign, unit, digits=2):
     """Median and range, bar, aim, and which of them is reached."""
     middle, bar = statistics.median(values), getattr(row, "bar", None)
     reaches = lambda bound: bound is not None and (middle >= bound if sign == "≥" else middle <= bound)
-    shown = f"{middle:.{digits}f}" if len(values) == 1 else median_and_range(values, digits)
     limit = lambda bound: "" if bound is None else f"{sign} {bound:g}{unit}"
-    return [shown, limit(bar), limit(row.aim), "aim" if reaches(row.aim) else "bar" if reaches(bar) else "no"]
+    return [median_and_range(values, digits), limit(bar), limit(row.aim), "aim" if reaches(row.aim) else "bar" if reaches(bar) else "no"]
 
 
 def markdown(heads, lines):
@@ -140,7 +139,11 @@ def main():
     if len(sys.argv) == 2:
         print(text)
         return
-    readme = Path(sys.argv[2])
+    write(Path(sys.argv[2]), text)
+
+
+def write(readme, text):
+    """Puts a text between the two lines of a file."""
     before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
@@ -148,4 +151,5 @@ def main():
     readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
-main()
+if __name__ == "__main__":
+    main()
