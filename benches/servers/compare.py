@@ -4,11 +4,12 @@
     python3 benches/servers/compare.py --llama-server PATH --mistralrs PYTHON --vllm PYTHON --json OUT.json
         [--formats F16 Q8_0 …] [--workloads "8 streams" …] [--peers llama.cpp …] [--rounds 5] [--missing] [--memory]
 
-All servers of a format are up at the same time, idle but one. A round measures each workload on one server after the other, and the
-next round in the opposite order; ratios are taken within a round, so that what else the machine does falls on both sides. PYTHON has
-the package of that name; peers that are not named are left out. `--missing` leaves out what OUT.json has of this build already, and
-`--memory` measures memory alone, against llama.cpp. `table.py` writes the README's table from OUT.json. Needs the packages `gguf`, `numpy` and
-`safetensors`, the demo model (`make model`) and a release build (`make build`). `peers` installs the peers.
+All servers of a format are up at the same time, idle but one. A round measures every workload on one server, then on the next, and
+the next round goes through the servers in the opposite order; ratios are taken within a round, so that what else the machine does
+falls on both sides. PYTHON has the package of that name; peers that are not named are left out. `--missing` leaves out what OUT.json
+has of this build already, and `--memory` measures memory alone, against llama.cpp. `table.py` writes the README's table from OUT.json.
+Needs the packages `gguf`, `numpy` and `safetensors`, the demo model (`make model`) and a release build (`make build`). `peers` installs
+the peers.
 """
 
 import argparse
@@ -64,7 +65,7 @@ class Bench:
         return LlamaCpp(self.arguments.llama_server, model, self.threads, self.scratch, rows.STREAMS, loras, flags)
 
     def start(self, name, format_, with_adapters):
-        """A server; those that pay for adapters when none is used are started without them where none is."""
+        """A server, for `started`."""
         arguments, model = self.arguments, models.timed(format_)
         small = format_ != rows.BIG
         if name == OURS:
@@ -90,28 +91,36 @@ class Bench:
         return {"tokens_per_second": throughput(answers), "decoding_per_second": decoding(answers), "first_token_s": first}
 
 
+def started(server, name):
+    """Which of a server's processes a workload is for: those that pay for adapters where none is used have two."""
+    return server, server in (MISTRAL, VLLM) and rows.WORKLOADS[name].adapters > 0
+
+
 def measure_format(bench, format_, plan):
     """Every planned workload of a format, on every server of it, round by round."""
     results, rounds = bench.results, bench.arguments.rounds
     entries = {name: results.entry("compare", format=format_, workload=name, binary=bench.binary) for name in plan}
+    wanted = {}
+    for name, peers in plan.items():
+        for server in (OURS, *peers):
+            wanted.setdefault(started(server, name), []).append(rows.WORKLOADS[name])
     with contextlib.ExitStack() as stack:
         up = {}
-        for name, peers in plan.items():
-            for server in (OURS, *peers):
-                key = server, server in (MISTRAL, VLLM) and rows.WORKLOADS[name].adapters > 0
-                if key not in up:
-                    up[key] = stack.enter_context(bench.start(server, format_, key[1]))
-                    warm = rows.Workload("warm-up", rows.STREAMS, rows.STREAMS if rows.WORKLOADS[name].adapters else 0, 32, 4)
-                    bench.run(up[key], warm, 0)
+        for key, workloads in wanted.items():
+            up[key] = stack.enter_context(bench.start(key[0], format_, key[1]))
+            # Every adapter is in memory before the first round.
+            adapters = max(workload.adapters for workload in workloads)
+            bench.run(up[key], rows.Workload("warm-up", rows.STREAMS, adapters, 32, 4), 0)
+        servers = [OURS, *(peer for peer in rows.PEERS if any(peer in peers for peers in plan.values()))]
         for turn in range(rounds):
-            for number, (name, peers) in enumerate(plan.items()):
-                workload, figures = rows.WORKLOADS[name], {}
-                order = [OURS, *peers]
-                for server in order if turn % 2 == 0 else reversed(order):
-                    key = server, server in (MISTRAL, VLLM) and workload.adapters > 0
-                    figures[server] = bench.run(up[key], workload, 1000 * turn + number + 1)
-                entries[name]["rounds"].append(figures)
-                results.save()
+            figures = {name: {} for name in plan}
+            for server in servers if turn % 2 == 0 else reversed(servers):
+                for number, (name, peers) in enumerate(plan.items()):
+                    if server in (OURS, *peers):
+                        figures[name][server] = bench.run(up[started(server, name)], rows.WORKLOADS[name], 1000 * turn + number + 1)
+            for name in plan:
+                entries[name]["rounds"].append(figures[name])
+            results.save()
     for name in plan:
         show(format_, name, entries[name]["rounds"])
 
