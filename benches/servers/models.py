@@ -4,8 +4,8 @@
     target/peers/SmolLM2-135M.Q8_0.gguf  that folder in one format, for each
     target/peers/SmolLM2-padded          the same function, every width a multiple of 256
     target/peers/random-1B               a llama of about 1B random parameters
-    target/peers/loras                   adapters as llama.cpp reads them
-    target/bench-adapters                the same adapters as PEFT folders
+    target/bench-adapters[-…]            adapters as PEFT folders
+    target/peers/loras                   the same as llama.cpp's files
 """
 
 import subprocess
@@ -21,7 +21,8 @@ ROOT = HERE.parent.parent
 DEMO = ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 PEERS = ROOT / "target/peers"
 SMALL, PADDED, BIG = PEERS / "SmolLM2-135M", PEERS / "SmolLM2-padded", PEERS / "random-1B"
-ADAPTERS = ROOT / "target/bench-adapters"
+ADAPTERS, WIDE_ADAPTERS = ROOT / "target/bench-adapters", ROOT / "target/bench-adapters-wide"
+NO_ADAPTERS = PEERS / "no-adapters"
 
 
 def _run(script, *arguments):
@@ -50,27 +51,32 @@ def converted(path, format_):
     return target
 
 
-def timed(format_):
-    """The file that is timed in a format."""
-    return converted(BIG if format_ == rows.BIG else SMALL, format_)
+def file(format_):
+    """The file that is measured in a format of `rows`."""
+    source = {rows.WIDE: PADDED, rows.BIG: BIG}.get(format_, SMALL)
+    return converted(source, "Q4_K_M" if source != SMALL else format_)
 
 
-def trained(format_):
-    """The file whose answers mean something in a format."""
-    return converted(PADDED if format_ == rows.BIG else SMALL, format_)
-
-
-def adapters(count, path=ADAPTERS):
-    """`count` PEFT folders of random weights for the small model: rank 16 on all seven projections."""
+def adapters(count, path=ADAPTERS, model=SMALL):
+    """`count` PEFT folders of random weights for a model: rank 16 on all seven projections."""
     found = sorted(path.glob("bench-*/adapter_config.json"))
     if len(found) < count:
-        subprocess.run([sys.executable, ROOT / "scripts/make-bench-adapters", path, str(count)], check=True)
+        subprocess.run([sys.executable, ROOT / "scripts/make-bench-adapters", path, str(count), "16", folder(model)], check=True)
         found = sorted(path.glob("bench-*/adapter_config.json"))
     return [config.parent for config in found[:count]]
 
 
+def adapters_for(format_, count):
+    """The folder with the adapters of a format's model; an empty one where none are used."""
+    path = {rows.WIDE: WIDE_ADAPTERS, rows.BIG: NO_ADAPTERS}.get(format_, ADAPTERS)
+    path.mkdir(parents=True, exist_ok=True)
+    if path != NO_ADAPTERS:
+        adapters(count, path, PADDED if format_ == rows.WIDE else SMALL)
+    return path
+
+
 def loras(count):
-    """The same adapters as llama.cpp's files."""
+    """The small model's adapters as llama.cpp's files."""
     made = PEERS / "loras"
     if len(list(made.glob("*.gguf"))) < count:
         adapters(count)

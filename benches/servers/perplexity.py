@@ -24,6 +24,10 @@ from results import Results
 from servers import Tunegate, end_on_request
 
 
+# The model of random weights has nothing to say.
+FORMATS = [row.figure for row in rows.PERPLEXITY]
+
+
 def post(server, path, body):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
     connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
@@ -64,7 +68,7 @@ def main():
     parser.add_argument("--tunegate", type=Path, default=models.ROOT / "target/release/tunegate")
     parser.add_argument("--llama-perplexity", type=Path, required=True)
     parser.add_argument("--text", type=Path, default=models.ROOT / "benches/reading.txt")
-    parser.add_argument("--formats", nargs="+", default=rows.FORMATS, choices=rows.FORMATS)
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
@@ -72,7 +76,7 @@ def main():
     end_on_request()
     results = Results(arguments.json, arguments.threads)
     for format_ in arguments.formats:
-        model = models.trained(format_)
+        model = models.file(format_)
         with tempfile.TemporaryDirectory() as scratch:
             none = Path(scratch) / "none"
             none.mkdir()
