@@ -239,8 +239,9 @@ fn the_packer_refuses_what_it_cannot_apply() {
         refused(vec![(query_site(), dora)], "DoRA's magnitude is not supported yet");
         let sites = vec![(query_site(), good())];
         let bytes = loaded.packer.packed_bytes(&sites);
-        // The fused decoder lays ranks side by side in eights for A, and outputs in panels for B.
-        let expected = if cpu.decoder == CpuDecoder::Tensor { 2 * 2 * 64 * 4 } else { 8 * 64 * 4 + 64 * 2 * 4 };
+        // Tensors count a place in a stack as well. The fused decoder lays ranks side by side in eights for A, and outputs in
+        // panels for B.
+        let expected = if cpu.decoder == CpuDecoder::Tensor { 2 * (2 * 2 * 64 * 4) } else { 8 * 64 * 4 + 64 * 2 * 4 };
         assert_eq!(bytes, expected);
         assert_eq!(loaded.packer.pack(version(), sites).map(|adapter| adapter.bytes()), Ok::<_, PackError>(bytes));
     }

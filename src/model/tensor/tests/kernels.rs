@@ -120,6 +120,7 @@ fn nothing_passes_by_the_counts() {
         let text = fs::read_to_string(&file).expect("readable");
         // Loading places weights on the device before there are steps.
         let code = text.split("/// Takes tensors by Hugging Face's names").next().unwrap_or_default();
+        let code = code.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
         let passing: Vec<_> = marks.iter().filter(|mark| code.contains(**mark)).collect();
         assert!(passing.is_empty(), "{name} has {passing:?}, which are not counted");
     }
