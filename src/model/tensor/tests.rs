@@ -5,3 +5,4 @@ mod costs;
 mod judging;
 mod kernels;
 pub mod paged;
+mod stacks;
