@@ -31,6 +31,12 @@ pub struct Metrics {
     /// Tokens in one KV block.
     pub kv_block_tokens: IntGauge,
     pub kv_usage: Gauge,
+    /// What memory is for: the base's weights, all KV blocks, and all that adapters may take.
+    pub weight_bytes: IntGauge,
+    pub kv_bytes: IntGauge,
+    pub adapter_bytes_limit: IntGauge,
+    /// Sequences whose blocks were taken away, to be computed again.
+    pub preemptions: IntCounter,
     /// Prompt tokens of those admitted, and how many of them were found computed.
     pub prefix_queried: IntCounter,
     pub prefix_hits: IntCounter,
@@ -140,6 +146,16 @@ impl Metrics {
             kv_blocks: gauge("tunegate_kv_blocks", "KV blocks in all."),
             kv_block_tokens: gauge("tunegate_kv_block_tokens", "Tokens in one KV block."),
             kv_usage: ratio("tunegate_kv_usage_ratio", "Share of the KV blocks in use."),
+            weight_bytes: gauge("tunegate_weight_bytes", "Bytes of the base's weights in memory."),
+            kv_bytes: gauge(
+                "tunegate_kv_bytes",
+                "Bytes of all KV blocks; the system gives them as they are first used.",
+            ),
+            adapter_bytes_limit: gauge("tunegate_adapter_bytes_limit", "Bytes that packed adapters may take."),
+            preemptions: counter(
+                "tunegate_preemptions_total",
+                "Sequences that lost their place or their blocks to others, to be computed again.",
+            ),
             prefix_queried: counter(
                 "tunegate_prefix_cache_queried_tokens_total",
                 "Prompt tokens that were looked for among the kept KV blocks.",

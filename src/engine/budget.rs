@@ -17,12 +17,23 @@ pub struct StepBudget {
     tried: usize,
 }
 
+/// What shares a step with prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    Nothing,
+    Answers,
+    /// Answers of lanes that have had their part, and a prompt of one that has not.
+    AnswersOfOthers,
+}
+
 impl StepBudget {
     /// The first chunk of all is a guess, and no later one is more than twice the largest before it.
     const FIRST: usize = 16;
     /// Where answers alone take long, prompts may make a step so many times as long: they have to be read some time. Half of
     /// the time is then theirs, and answers come at half their pace.
-    const BESIDE: f64 = 2.1;
+    const BESIDE: f64 = 2.0;
+    /// The same where the prompt is of a lane that has had next to nothing lately: its first token comes before the others' pace.
+    const FOR_NEWCOMERS: f64 = 3.0;
     /// So many times as long may a step be that nobody waits for: somebody new may want to join, and a step cannot be left.
     const ALONE: f64 = 8.0;
 
@@ -31,8 +42,8 @@ impl StepBudget {
     }
 
     /// The most prompt rows, up to `most`, with which a step keeps within the time. `load` tells what a step with so many of
-    /// them consists of; `awaited` whether it has rows of answers too.
-    pub fn rows(&self, awaited: bool, most: usize, load: impl Fn(usize) -> StepLoad) -> usize {
+    /// them consists of; `beside` whether it has rows of answers too.
+    pub fn rows(&self, beside: Beside, most: usize, load: impl Fn(usize) -> StepLoad) -> usize {
         if self.target <= 0.0 {
             return most;
         }
@@ -41,10 +52,18 @@ impl StepBudget {
             return most;
         }
         let seconds = |rows| self.cost.seconds(load(rows));
-        let each = self.target.max(Self::BESIDE * seconds(0));
-        let budget = if awaited { each } else { Self::ALONE * each };
+        let budget = match beside {
+            Beside::Answers => self.target.max(Self::BESIDE * seconds(0)),
+            Beside::AnswersOfOthers => self.target.max(Self::FOR_NEWCOMERS * seconds(0)),
+            Beside::Nothing => Self::ALONE * self.target.max(Self::BESIDE * seconds(0)),
+        };
         // However slow the steps are, a prompt goes on.
         largest(most, |rows| seconds(rows) <= budget).max(1.min(most))
+    }
+
+    /// What a step should take, in seconds; without meaning before the first has been measured.
+    pub fn foreseen(&self, load: StepLoad) -> f64 {
+        self.cost.seconds(load)
     }
 
     /// Takes in what a step took that had `prompt_rows` rows of prompts.
@@ -81,7 +100,8 @@ mod tests {
     }
 
     fn rows(budget: &StepBudget, answers: usize, most: usize) -> usize {
-        budget.rows(answers > 0, most, |rows| load(answers, rows))
+        let beside = if answers > 0 { Beside::Answers } else { Beside::Nothing };
+        budget.rows(beside, most, |rows| load(answers, rows))
     }
 
     #[test]
@@ -95,7 +115,14 @@ mod tests {
     #[test]
     fn slow_answers_leave_as_much_time_to_prompts() {
         let found = rows(&learned(5, 30), 30, 512);
-        assert!((41..=47).contains(&found), "{found}: 1.1 times the 40 ms of the answers");
+        assert!((37..=43).contains(&found), "{found}: as long again as the 40 ms of the answers");
+    }
+
+    #[test]
+    fn a_newcomer_has_more_of_a_step() {
+        let budget = learned(5, 20);
+        let found = budget.rows(Beside::AnswersOfOthers, 512, |rows| load(20, rows));
+        assert!((56..=64).contains(&found), "{found}: twice the 30 ms of the answers");
     }
 
     #[test]
@@ -115,7 +142,7 @@ mod tests {
             budget.learn(load(1, 16), 16, Duration::from_secs(5));
         }
         let dear = |rows| StepLoad { rows, positions: 1_000_000 * rows, ..load(1, 0) };
-        assert_eq!(budget.rows(true, 512, dear), 1);
-        assert_eq!(budget.rows(true, 0, dear), 0);
+        assert_eq!(budget.rows(Beside::Answers, 512, dear), 1);
+        assert_eq!(budget.rows(Beside::Answers, 0, dear), 0);
     }
 }

@@ -10,6 +10,8 @@ pub struct StepLoad {
     pub asks: usize,
     /// Positions that the rows attend to, all together.
     pub positions: usize,
+    /// Sequences with more than one row.
+    pub prompts: usize,
     /// Different adapters.
     pub adapters: usize,
 }
@@ -20,20 +22,22 @@ impl StepLoad {
         self.rows += rows;
         // Each row attends to all before it and to itself.
         self.positions += rows * computed + rows * (rows + 1) / 2;
+        self.prompts += usize::from(rows > 1);
     }
 
     fn parts(self) -> Parts {
-        [1.0, self.rows as f64, self.asks as f64, self.positions as f64, self.adapters as f64]
+        let counts = [1, self.rows, self.asks, self.positions, self.prompts, self.adapters];
+        counts.map(|count| count as f64)
     }
 }
 
-const PARTS: usize = 5;
+const PARTS: usize = 6;
 
-/// By what a step consists of: the step as such, its rows, asks, positions and adapters.
+/// By what a step consists of: the step as such, its rows, asks, positions, prompts and adapters.
 type Parts = [f64; PARTS];
 
-/// A price for each part of a step, and how sure each is: a Kalman filter, in which prices drift, each on its own by a
-/// little and all together by more, as they do where somebody else takes the machine's time or its clock changes.
+/// A price for each part of a step, and how sure each is: a Kalman filter, in which prices drift: each on its own, and
+/// all together, as they do where somebody else takes the machine's time or its clock changes.
 ///
 /// A step that took several times what was foreseen moves the prices no further than one at the edge of what is usual: a
 /// noisy machine has many such. Where they become usual, they count.
@@ -48,13 +52,14 @@ pub struct StepCost {
 }
 
 impl StepCost {
-    /// A row costs about as much as its part of reading the weights once, for eight rows; the head costs half of the rest;
-    /// attention doubles a row's cost at about 4,000 positions; an adapter's weights are read like a row.
-    const PROPORTIONS: Parts = [8.0, 1.0, 0.5, 1.0 / 4096.0, 1.0];
+    /// Multiplying eight rows takes about as long as reading the weights once; the head costs half as much as the layers;
+    /// attention doubles a row's cost at about 1,000 positions; a prompt's first row makes all rows multiply where answers
+    /// alone would wait for memory; an adapter's weights are read like a row.
+    const PROPORTIONS: Parts = [8.0, 1.0, 0.5, 1.0 / 1024.0, 2.0, 1.0];
     /// How unsure prices are at first, how much each may drift in one step, and all together: as shares of themselves.
     const UNSURE: f64 = 0.5;
-    const DRIFT: f64 = 0.01;
-    const COMMON_DRIFT: f64 = 0.03;
+    const DRIFT: f64 = 0.02;
+    const COMMON_DRIFT: f64 = 0.01;
     /// An error counts up to this many times the usual one.
     const USUAL: f64 = 3.0;
     /// Clocks and schedulers are never surer than this.

@@ -9,7 +9,7 @@ use std::{
 use super::{
     EngineFault, Priority,
     blocks::BlockPool,
-    budget::StepBudget,
+    budget::{Beside, StepBudget},
     cost::StepLoad,
     pulse::Occupancy,
     queue::Queue,
@@ -28,8 +28,8 @@ pub struct Step {
     pub batch: Batch,
     turns: Vec<Turn>,
     /// What it consists of, and how many of its rows are prompt chunks.
-    load: StepLoad,
-    prompt_rows: usize,
+    pub load: StepLoad,
+    pub prompt_rows: usize,
 }
 
 /// One sequence's part in a step.
@@ -56,6 +56,8 @@ pub struct Scheduler {
     next_ticket: u64,
     /// Seconds in the queue of those admitted since `take_waits`.
     waits: Vec<f64>,
+    /// Since `take_preemptions`.
+    preemptions: u64,
 }
 
 /// Whether a sequence can have a place now, and what is lacking otherwise.
@@ -83,6 +85,7 @@ impl Scheduler {
             background: Queue::default(),
             next_ticket: 0,
             waits: Vec::new(),
+            preemptions: 0,
         }
     }
 
@@ -129,6 +132,11 @@ impl Scheduler {
     /// How long those admitted since the last call had waited, in seconds.
     pub fn take_waits(&mut self) -> impl Iterator<Item = f64> + '_ {
         self.waits.drain(..)
+    }
+
+    /// How many have been preempted since the last call.
+    pub fn take_preemptions(&mut self) -> u64 {
+        std::mem::take(&mut self.preemptions)
     }
 
     /// Frees the places and blocks of everybody who is no longer wanted; returns how many had a place.
@@ -296,6 +304,7 @@ impl Scheduler {
         let mut sequence = self.running.remove(index);
         self.pool.release(&mut sequence.blocks);
         sequence.forget();
+        self.preemptions += 1;
         self.queue(sequence.priority).push_preempted(sequence);
     }
 
@@ -330,9 +339,14 @@ impl Scheduler {
             single.iter().copied().chain(prompts).collect::<Vec<_>>()
         };
         let left = self.max_rows - single.len();
+        let beside = match prompts.iter().any(|&(index, _)| self.ledger.is_new(&lane(index))) {
+            _ if single.is_empty() => Beside::Nothing,
+            true => Beside::AnswersOfOthers,
+            false => Beside::Answers,
+        };
         let rows = match prompts.is_empty() {
             true => 0,
-            false => self.budget.rows(!single.is_empty(), left, |rows| self.load(&turns(rows))),
+            false => self.budget.rows(beside, left, |rows| self.load(&turns(rows))),
         };
         let turns = turns(rows);
         step.load = self.load(&turns);
@@ -344,6 +358,11 @@ impl Scheduler {
         let present = present.map(|sequence| (sequence.lane(), 0));
         let rows = step.turns.iter().map(|turn| (self.running[turn.index].lane(), turn.rows));
         self.ledger.count(present.chain(rows));
+    }
+
+    /// What a step should take, in seconds.
+    pub fn foreseen(&self, step: &Step) -> f64 {
+        self.budget.foreseen(step.load)
     }
 
     /// What a step of these (index, rows) consists of.

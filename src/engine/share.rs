@@ -29,6 +29,11 @@ impl Ledger {
         self.had.get(lane).map_or(self.least(), |had| had.max(self.least()))
     }
 
+    /// Whether a lane has had much less than its part.
+    pub fn is_new(&self, lane: &Lane) -> bool {
+        self.had(lane) < self.even - self.credit / 4.0
+    }
+
     /// Takes in a step's rows. Everybody who runs is named, with rows or without: a lane is behind only those who are there.
     pub fn count(&mut self, rows: impl IntoIterator<Item = (Lane, usize)>) {
         let mut step: HashMap<Lane, usize> = HashMap::new();
@@ -176,6 +181,7 @@ mod tests {
     fn who_comes_new_goes_before_who_has_had_much_but_not_for_long() {
         let mut ledger = Ledger::new(100);
         (0..50).for_each(|_| ledger.count([(BUSY, 20)]));
+        assert!(ledger.is_new(&QUIET) && !ledger.is_new(&BUSY));
         let lane = |index| if index == 0 { BUSY } else { QUIET };
         let step = |ledger: &mut Ledger| {
             let dealt = ledger.share(20, &[], &[(0, 999), (1, 999)], lane);
@@ -186,6 +192,7 @@ mod tests {
         };
         let alone = (0..99).take_while(|_| step(&mut ledger) == [(1, 20)]).count();
         assert!((5..=10).contains(&alone), "{alone}");
+        assert!(!ledger.is_new(&QUIET));
         (0..3).for_each(|_| _ = step(&mut ledger));
         assert_eq!(step(&mut ledger), [(0, 10), (1, 10)]);
     }

@@ -57,6 +57,7 @@ impl Worker {
         let scheduler = Scheduler::new(config, kv, decoder.shape().vocab);
         metrics.kv_blocks.set(kv.blocks as i64);
         metrics.kv_block_tokens.set(kv.block_tokens as i64);
+        metrics.kv_bytes.set((kv.blocks * kv.block_bytes) as i64);
         Self {
             decoder,
             scheduler,
@@ -133,6 +134,9 @@ impl Worker {
         // too, which is why `Scheduler::fail` begins all sequences again.
         let result = catch_unwind(AssertUnwindSafe(|| self.decoder.forward(&self.step.batch, &mut self.output)));
         let took = begun.elapsed();
+        let (load, prompt_rows) = (self.step.load, self.step.prompt_rows);
+        let foreseen_us = (1e6 * self.scheduler.foreseen(&self.step)) as u64;
+        tracing::trace!(?load, prompt_rows, foreseen_us, took_us = took.as_micros() as u64, "step");
         // An idle engine holds no weights.
         self.step.batch.adapters.clear();
         self.metrics.step_seconds.observe(took.as_secs_f64());
@@ -158,6 +162,7 @@ impl Worker {
     }
 
     fn show(&mut self) {
+        self.metrics.preemptions.inc_by(self.scheduler.take_preemptions());
         self.scheduler.take_waits().for_each(|seconds| self.metrics.queue_seconds.observe(seconds));
         self.show_as(self.scheduler.occupancy());
     }

@@ -55,6 +55,7 @@ pub(super) fn render(metrics: &Metrics, view: &VllmView, text: &mut String) {
         let _ = writeln!(text, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} gauge\nvllm:{name}{{{labels}}} {value}");
     }
     let counters = [
+        ("num_preemptions_total", "Sequences computed again for lack of room.", metrics.preemptions.get()),
         ("prefix_cache_queries_total", "Prompt tokens looked for in the prefix cache.", metrics.prefix_queried.get()),
         ("prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", metrics.prefix_hits.get()),
     ];

@@ -285,7 +285,7 @@ fn a_prompt_takes_the_time_that_a_step_has_left() {
 #[test]
 fn beside_many_answers_a_prompt_takes_as_long_again() {
     for rows in chunks_beside(40, 40) {
-        assert!((42..=55).contains(&rows), "{rows}: 1.1 times 45 ms");
+        assert!((38..=52).contains(&rows), "{rows}: 45 ms more");
     }
 }
 
@@ -447,6 +447,7 @@ fn the_last_admitted_makes_way_and_returns_before_anybody_new() {
     while bench.scheduler.occupancy().preempted == 0 {
         steps.extend(bench.step());
     }
+    assert_eq!(bench.scheduler.take_preemptions(), 1);
     let new = bench.push(3, 1, 1);
     assert_eq!(bench.rows(), [(1, 1)], "the older goes on");
     let rest = bench.finish(99);
