@@ -26,7 +26,7 @@ use crate::{
     },
     journal::{Journal, JournalError},
     metrics::Metrics,
-    model::{self, CpuDecoder, CpuOptions, DeviceChoice, Isa, LoadError, LoadOptions, MissingIsa, ModelSource},
+    model::{self, CpuDecoder, CpuOptions, DeviceChoice, Isa, KvShape, LoadError, LoadOptions, MissingIsa, ModelSource},
     store::{SqliteStore, StoreError},
     terms::{AdapterVersion, SamplingLayer},
     text::{Text, TextError, TextSource},
@@ -97,6 +97,10 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
         ModelSource::Gguf(path) => TextSource::Gguf(path.clone()),
     };
     let loaded = model::load(&source, &load_options(config)?)?;
+    let mut notes = loaded.notes;
+    notes.push(memory_note(loaded.weight_bytes, loaded.decoder.kv_shape(), config.adapters.max_bytes));
+    metrics.weight_bytes.set(loaded.weight_bytes as i64);
+    metrics.adapter_bytes_limit.set(i64::try_from(config.adapters.max_bytes).unwrap_or(i64::MAX));
     let text = Arc::new(Text::load(&text_source, config.model.chat_template.clone())?);
     let base_names = base_names(config);
     let mut eos_tokens = loaded.eos_tokens;
@@ -127,7 +131,20 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
             tokenizer_threads: 2,
         },
     });
-    Ok(Built { gateway, refused: adapters.refused, notes: loaded.notes, engine: thread })
+    Ok(Built { gateway, refused: adapters.refused, notes, engine: thread })
+}
+
+/// What the server's memory is for. What comes beside depends on neither requests nor adapters, but for a step's buffers,
+/// which grow with its rows.
+fn memory_note(weight_bytes: u64, kv: KvShape, adapter_bytes: u64) -> String {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    format!(
+        "memory: {} MiB of weights; up to {} MiB of keys and values (--kv-cache-memory-bytes), as they are used; up to {} MiB of \
+         adapters (--adapter-memory-bytes)",
+        mib(weight_bytes),
+        mib((kv.blocks * kv.block_bytes) as u64),
+        mib(adapter_bytes),
+    )
 }
 
 /// The database of a data directory.

@@ -108,8 +108,9 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
     if let Some(name) = weights.names().next() {
         return Err(LoadError::ExtraTensor(name.to_owned()));
     }
-    let Made { decoder, packer, base, sketch } = made;
-    Ok(Loaded { decoder, packer, base, sketch: Arc::new(sketch), shape, digest, sampling, eos_tokens, notes })
+    let Made { decoder, packer, base, sketch, weight_bytes } = made;
+    let sketch = Arc::new(sketch);
+    Ok(Loaded { decoder, packer, base, sketch, shape, weight_bytes, digest, sampling, eos_tokens, notes })
 }
 
 /// What a decoder's own assembly gives.
@@ -118,6 +119,7 @@ struct Made {
     packer: Arc<dyn Packer>,
     base: Arc<dyn BaseWeights>,
     sketch: TokenSketch,
+    weight_bytes: u64,
 }
 
 fn on_cpu(
@@ -133,7 +135,7 @@ fn on_cpu(
     let cpu::Parts { decoder, packer, network } = cpu::assemble(weights, shape, kv, digest, numerics, threads)?;
     let sketch = sketch::of(shape.vocab, shape.hidden, |token, row| network.embed(token, row));
     let sketch = sketch.map_err(|error| LoadError::Device(error.to_string()))?;
-    Ok(Made { decoder: Box::new(decoder), packer, base: network, sketch })
+    Ok(Made { decoder: Box::new(decoder), packer, weight_bytes: network.bytes(), base: network, sketch })
 }
 
 fn on_tensors(
@@ -144,10 +146,11 @@ fn on_tensors(
     device: Device,
     dtype: DType,
 ) -> Result<Made, LoadError> {
+    let weight_bytes = (weights.values() * dtype.size_in_bytes()) as u64;
     let tensor::Parts { decoder, packer, rows, embedding } =
         tensor::assemble(weights, shape.clone(), kv, digest, device, dtype)?;
     let sketch = sketch::of_tensor(&embedding).map_err(|error| LoadError::Device(error.to_string()))?;
-    Ok(Made { decoder: Box::new(decoder), packer, base: rows, sketch })
+    Ok(Made { decoder: Box::new(decoder), packer, base: rows, sketch, weight_bytes })
 }
 
 /// A base model's sizes alone, as its description gives them; no weights are read.

@@ -158,6 +158,8 @@ pub struct Loaded {
     /// The embedding table projected to 64 dimensions.
     pub sketch: Arc<TokenSketch>,
     pub shape: ModelShape,
+    /// Bytes of memory that the base's weights take.
+    pub weight_bytes: u64,
     /// SHA-256 over the weight files and the configuration they are read with.
     pub digest: Digest,
     /// Sampling defaults from `generation_config.json`, where there is one.

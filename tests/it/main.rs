@@ -9,6 +9,7 @@ mod engine;
 mod gateway;
 mod house;
 mod journal;
+mod memory;
 mod parity;
 mod replay;
 mod support;

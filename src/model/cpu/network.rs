@@ -68,6 +68,20 @@ impl Table {
 }
 
 impl Network {
+    /// Bytes of memory that the weights take.
+    pub fn bytes(&self) -> u64 {
+        let layer = |layer: &Layer| {
+            let linears = layer.linears.iter();
+            let linears: usize =
+                linears.map(|of| of.weights.bytes() + of.bias.as_ref().map_or(0, |bias| size_of_val(&**bias))).sum();
+            let heads = layer.qk_norm.as_ref().map_or(0, |(query, key)| size_of_val(&**query) + size_of_val(&**key));
+            linears + heads + size_of_val(&*layer.attention_norm) + size_of_val(&*layer.mlp_norm)
+        };
+        let layers: usize = self.layers.iter().map(layer).sum();
+        let embedding = self.embedding.as_ref().map_or(0, |table| table.bytes.len());
+        (layers + embedding + self.head.bytes() + size_of_val(&*self.final_norm)) as u64
+    }
+
     /// The input embedding of a token, `[hidden]`.
     pub fn embed(&self, token: usize, out: &mut [f32]) {
         match &self.embedding {

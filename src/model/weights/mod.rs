@@ -99,6 +99,11 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// How many numbers there are in the tensors that nobody has taken.
+    pub fn values(&self) -> usize {
+        self.tensors.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    }
+
     /// How the matrices are stored: each encoding with its number of tensors.
     pub fn encodings(&self) -> Vec<(&'static str, usize)> {
         let mut counts = BTreeMap::new();
