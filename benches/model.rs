@@ -36,9 +36,9 @@ fn product_order(criterion: &mut Criterion) {
 
 /// The decoder in its classes, and the one that it is compared with.
 const DECODERS: [(&str, CpuOptions); 3] = [
-    ("fast", CpuOptions { decoder: CpuDecoder::Fused, exact: false, threads: None, isa: None }),
-    ("exact", CpuOptions { decoder: CpuDecoder::Fused, exact: true, threads: None, isa: None }),
-    ("tensor", CpuOptions { decoder: CpuDecoder::Tensor, exact: true, threads: None, isa: None }),
+    ("fast", CpuOptions { decoder: CpuDecoder::Fused, exact: false, threads: None, pin: false, isa: None }),
+    ("exact", CpuOptions { decoder: CpuDecoder::Fused, exact: true, threads: None, pin: false, isa: None }),
+    ("tensor", CpuOptions { decoder: CpuDecoder::Tensor, exact: true, threads: None, pin: false, isa: None }),
 ];
 
 fn steps(criterion: &mut Criterion) {

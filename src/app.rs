@@ -186,6 +186,7 @@ fn load_options(config: &Config) -> Result<LoadOptions, MissingIsa> {
             decoder: if config.model.cpu.tensors { CpuDecoder::Tensor } else { CpuDecoder::Fused },
             exact: config.model.cpu.exact,
             threads: config.model.cpu.threads,
+            pin: config.model.cpu.pin,
             isa,
         },
     })

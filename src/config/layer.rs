@@ -66,6 +66,9 @@ settings! {
     /// Compute threads on a CPU; one for each core by default
     #[arg(long, value_name = "COUNT", help_heading = "Model")]
     cpu_threads: usize,
+    /// Keep each compute thread on a core of its own: where nothing else runs on this machine
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Model")]
+    cpu_pin: Switch,
     /// What computes on a CPU: fused (packed weights) or tensor (slow, to compare with) (default: fused)
     #[arg(long, value_name = "DECODER", value_parser = ["fused", "tensor"], help_heading = "Model")]
     cpu_decoder: String,

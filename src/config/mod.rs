@@ -180,6 +180,8 @@ pub struct CpuConfig {
     pub exact: bool,
     /// Compute threads; `None` is one for each core.
     pub threads: Option<usize>,
+    /// Each compute thread stays on a core of its own.
+    pub pin: bool,
     /// Tensors instead of packed weights.
     pub tensors: bool,
     /// Which vector instructions to compute with; `None` is the most that the machine has.

@@ -300,6 +300,7 @@ impl Check<'_> {
         let cpu = CpuConfig {
             exact: said.exact == Some(Switch(true)),
             threads: said.cpu_threads.map(|count| self.at_least("cpu_threads", Some(count), 1, 1)),
+            pin: said.cpu_pin == Some(Switch(true)),
             tensors: self.word("cpu_decoder", said.cpu_decoder.as_deref(), ["fused", "tensor"]) == "tensor",
             instructions: self.cpu_instructions(),
         };

@@ -1,9 +1,11 @@
 //! Compute threads. The calling thread is worker 0; the others stay for the life of the pool, spin while a step is under way,
 //! and are parked while there is none.
 //!
-//! Work is claimed chunk by chunk from one counter, and a phase ends when its chunks are finished, not when every thread has
-//! come by: a thread that the system has put aside delays a phase only by the chunk it holds, and one that wakes up late
-//! finds the work done. Which thread does a chunk never changes what the chunk computes.
+//! Every thread has a run of chunks of its own, which it claims one by one, and then claims what is left of the others' runs: so a
+//! thread's counter stays in its own cache, and it meets in one phase what it wrote, or fetched, in the phase before. A phase ends
+//! when its chunks are finished, not when every thread has come by: a thread that the system has put aside delays a phase
+//! only by the chunk it holds, and one that wakes up late finds the work done. Which thread does a chunk never changes what
+//! the chunk computes.
 
 use std::{
     any::Any,
@@ -16,7 +18,7 @@ use std::{
     thread::{self, JoinHandle, Thread},
 };
 
-use super::share::Share;
+use super::{cores, share::Share};
 
 /// Turns that a worker waits for the next phase before it offers its core to others.
 const SPINS: usize = 20_000;
@@ -32,6 +34,8 @@ const YIELDS: usize = 64;
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// One for each thread, the caller's first, if they are to stay on them.
+    cores: Vec<usize>,
 }
 
 /// A phase's work, valid while one of its chunks is unfinished.
@@ -42,9 +46,13 @@ type Work = *const (dyn Fn(usize) + Sync);
 struct Apart<T>(T);
 
 struct Shared {
-    /// Number of chunks in the high half, the next one to be claimed in the low half.
-    ticket: Apart<AtomicU64>,
+    /// For each thread, the end of its run of chunks in the high half, the next one to be claimed in the low half.
+    tickets: Vec<Apart<AtomicU64>>,
+    /// Counts phases: what idle workers look at, so that they stay away from the tickets.
+    phase: Apart<AtomicU64>,
     finished: Apart<AtomicUsize>,
+    /// Chunks of this phase; written with `work`.
+    chunks: UnsafeCell<usize>,
     /// Written by the caller when no chunk is left, read by those who hold one.
     work: UnsafeCell<Option<Work>>,
     /// The first panic of a phase.
@@ -57,9 +65,9 @@ struct Shared {
     stop: AtomicBool,
 }
 
-// SAFETY: `work` is written only by the caller, which holds the pool exclusively, and only while no chunk is claimed or
-// claimable; it is read only by a thread that has claimed a chunk, after an acquiring read of the ticket that was released
-// after the write.
+// SAFETY: `work` and `chunks` are written only by the caller, which holds the pool exclusively, and only while no chunk is claimed
+// or claimable; they are read only by a thread that holds a chunk which it has not reported, after an acquiring read of a ticket that was
+// released after the write.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is followed only while the work it points to is borrowed by `Pool::run`.
 unsafe impl Send for Shared {}
@@ -70,10 +78,26 @@ impl Pool {
     /// # Errors
     /// If the system gives no more threads.
     pub fn new(threads: usize) -> std::io::Result<Self> {
+        Self::on(threads, &[])
+    }
+
+    /// A pool whose threads stay on one core each, as far as the process has as many and the system does it; the caller once it
+    /// [settles](Self::settle).
+    ///
+    /// # Errors
+    /// As [`Pool::new`].
+    pub fn pinned(threads: usize) -> std::io::Result<Self> {
+        let cores = cores::allowed();
+        Self::on(threads, if cores.len() < threads { &[] } else { &cores[..threads] })
+    }
+
+    fn on(threads: usize, cores: &[usize]) -> std::io::Result<Self> {
         let workers = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
-            ticket: Apart(AtomicU64::new(0)),
+            tickets: (0..=workers).map(|_| Apart(AtomicU64::new(0))).collect(),
+            phase: Apart(AtomicU64::new(0)),
             finished: Apart(AtomicUsize::new(0)),
+            chunks: UnsafeCell::new(0),
             work: UnsafeCell::new(None),
             panic: Mutex::new(None),
             caller: Mutex::new(None),
@@ -81,17 +105,28 @@ impl Pool {
             asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
         });
-        let mut pool = Self { shared, workers: Vec::with_capacity(workers) };
+        let mut pool = Self { shared, workers: Vec::with_capacity(workers), cores: cores.to_vec() };
         for index in 0..workers {
-            let shared = Arc::clone(&pool.shared);
+            let (shared, core) = (Arc::clone(&pool.shared), cores.get(index + 1).copied());
             let worker = thread::Builder::new().name(format!("compute-{}", index + 1));
-            pool.workers.push(worker.spawn(move || shared.serve(index))?);
+            let serve = move || {
+                core.map(cores::stay_on);
+                shared.serve(index);
+            };
+            pool.workers.push(worker.spawn(serve)?);
         }
         Ok(pool)
     }
 
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Makes the calling thread, which is to be the caller from now on, stay on its core, if this pool is pinned.
+    pub fn settle(&self) {
+        if let Some(&core) = self.cores.first() {
+            cores::stay_on(core);
+        }
     }
 
     /// Calls `work` once for each chunk below `chunks`, on all threads, and returns when all calls have returned.
@@ -102,15 +137,23 @@ impl Pool {
         if chunks <= 1 || self.workers.is_empty() {
             return (0..chunks).for_each(work);
         }
-        let count = u32::try_from(chunks).expect("fewer than 2³² chunks");
-        let shared = &*self.shared;
-        // SAFETY: only the lifetime changes. Every chunk of the last phase is finished and nobody claims one before the ticket
-        // below, so nobody reads `work` now; this function returns after the last chunk, so nobody follows the pointer later.
-        unsafe { *shared.work.get() = Some(std::mem::transmute::<&(dyn Fn(usize) + Sync), Work>(work)) };
+        assert!(u32::try_from(chunks).is_ok(), "fewer than 2³² chunks");
+        let (shared, threads) = (&*self.shared, self.threads());
+        // SAFETY: only the lifetime changes. Every chunk of the last phase is finished and nobody claims one before the tickets
+        // below, so nobody reads `work` or `chunks` now; this function returns after the last chunk, so nobody follows the
+        // pointer later.
+        unsafe {
+            *shared.work.get() = Some(std::mem::transmute::<&(dyn Fn(usize) + Sync), Work>(work));
+            *shared.chunks.get() = chunks;
+        }
         shared.finished.0.store(0, Ordering::Relaxed);
-        shared.ticket.0.store(u64::from(count) << 32, Ordering::Release);
+        for (thread, ticket) in shared.tickets.iter().enumerate() {
+            let (first, end) = (thread * chunks / threads, (thread + 1) * chunks / threads);
+            ticket.0.store((end as u64) << 32 | first as u64, Ordering::Release);
+        }
+        shared.phase.0.fetch_add(1, Ordering::Release);
         self.wake(chunks - 1);
-        while shared.take_chunk() {}
+        shared.take_chunks(0);
         shared.wait(chunks);
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
@@ -136,7 +179,7 @@ impl Pool {
 
     /// Wakes as many parked workers as there is work for.
     fn wake(&self, most: usize) {
-        // Pairs with the fence in `sleep`: either the worker sees the ticket, or we see its flag.
+        // Pairs with the fence in `sleep`: either the worker sees the new phase, or we see its flag.
         fence(Ordering::SeqCst);
         for (asleep, worker) in self.shared.asleep.iter().zip(&self.workers).take(most) {
             if asleep.load(Ordering::Relaxed) && asleep.swap(false, Ordering::AcqRel) {
@@ -158,11 +201,15 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// The life of a worker.
+    /// The life of worker `index`, the caller not counted.
     fn serve(&self, index: usize) {
-        let mut turns = 0;
+        let (mut turns, mut seen) = (0, 0);
         while !self.stop.load(Ordering::Relaxed) {
-            if self.take_chunk() {
+            let phase = self.phase.0.load(Ordering::Acquire);
+            if phase != seen {
+                // Chunks of a later phase may be among those taken here; looking for them again does no harm.
+                seen = phase;
+                self.take_chunks(index + 1);
                 turns = 0;
             } else if turns < SPINS {
                 turns += 1;
@@ -171,43 +218,34 @@ impl Shared {
                 turns += 1;
                 thread::yield_now();
             } else {
-                self.sleep(index);
+                self.sleep(index, seen);
                 turns = 0;
             }
         }
     }
 
-    fn sleep(&self, index: usize) {
+    /// Parks until there is a phase after `seen`.
+    fn sleep(&self, index: usize, seen: u64) {
         let asleep = &self.asleep[index];
         asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        while asleep.load(Ordering::Acquire) && !self.has_chunk() && !self.stop.load(Ordering::SeqCst) {
+        let idle = || self.phase.0.load(Ordering::Relaxed) == seen && !self.stop.load(Ordering::SeqCst);
+        while asleep.load(Ordering::Acquire) && idle() {
             thread::park();
         }
         asleep.store(false, Ordering::Relaxed);
     }
 
-    fn has_chunk(&self) -> bool {
-        let ticket = self.ticket.0.load(Ordering::Relaxed);
-        ticket & 0xffff_ffff < ticket >> 32
-    }
-
-    /// Does one chunk; false if there is none.
-    fn take_chunk(&self) -> bool {
-        if !self.has_chunk() {
-            return false;
+    /// Does chunks until none is left, this thread's own first, then the others', and reports them.
+    fn take_chunks(&self, thread: usize) {
+        let (others, own) = self.tickets.split_at(thread);
+        let done: usize = own.iter().chain(others).map(|ticket| self.take_run(&ticket.0)).sum();
+        if done == 0 {
+            return;
         }
-        let ticket = self.ticket.0.fetch_add(1, Ordering::Acquire);
-        let (chunks, chunk) = ((ticket >> 32) as usize, (ticket & 0xffff_ffff) as usize);
-        if chunk >= chunks {
-            return false;
-        }
-        // SAFETY: this thread holds an unfinished chunk, so `work` is set, is not written, and points to a living closure.
-        let work = unsafe { &*(*self.work.get()).expect("work comes before its ticket") };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(chunk))) {
-            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
-        }
-        if self.finished.0.fetch_add(1, Ordering::AcqRel) + 1 == chunks {
+        // SAFETY: chunks of this thread are not reported yet, so the phase is not over and `chunks` is not written.
+        let chunks = unsafe { *self.chunks.get() };
+        if self.finished.0.fetch_add(done, Ordering::AcqRel) + done == chunks {
             // Pairs with the fence in `wait`: either the caller sees the count, or we see that it waits.
             fence(Ordering::SeqCst);
             if self.caller_waits.load(Ordering::Relaxed)
@@ -216,7 +254,28 @@ impl Shared {
                 caller.unpark();
             }
         }
-        true
+    }
+
+    /// Does what is left of a run of chunks; says how many that were.
+    fn take_run(&self, ticket: &AtomicU64) -> usize {
+        let split = |ticket: u64| ((ticket & 0xffff_ffff) as usize, (ticket >> 32) as usize);
+        let mut done = 0;
+        loop {
+            let (next, end) = split(ticket.load(Ordering::Relaxed));
+            if next >= end {
+                return done;
+            }
+            let (chunk, end) = split(ticket.fetch_add(1, Ordering::Acquire));
+            if chunk >= end {
+                return done;
+            }
+            // SAFETY: this thread holds an unfinished chunk, so `work` is set, is not written, and points to a living closure.
+            let work = unsafe { &*(*self.work.get()).expect("work comes before its ticket") };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(chunk))) {
+                self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+            }
+            done += 1;
+        }
     }
 
     /// Waits until all chunks are finished; others hold the last ones.
@@ -256,6 +315,32 @@ mod tests {
                 assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "{threads} threads, {chunks}");
             }
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pinned_threads_have_a_core_each() {
+        let free = cores::allowed();
+        let threads = free.len().min(2);
+        let mut pool = Pool::pinned(threads).unwrap();
+        let found = thread::spawn(move || {
+            pool.settle();
+            // Each chunk waits for the other, so that both threads take part.
+            let met = AtomicUsize::new(0);
+            let mut found = vec![Vec::new(); threads];
+            pool.each(cut(&mut found, 1), |_, found| {
+                met.fetch_add(1, Ordering::Relaxed);
+                while met.load(Ordering::Relaxed) < threads {
+                    thread::yield_now();
+                }
+                found[0] = cores::allowed();
+            });
+            found
+        });
+        let mut found: Vec<usize> = found.join().unwrap().concat();
+        found.sort_unstable();
+        assert_eq!(found, free[..threads]);
+        assert_eq!(cores::allowed(), free, "nobody else is bound");
     }
 
     #[test]

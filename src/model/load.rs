@@ -132,7 +132,8 @@ fn on_cpu(
 ) -> Result<Made, LoadError> {
     let available = || thread::available_parallelism().map_or(1, NonZero::get);
     let threads = options.cpu.threads.unwrap_or_else(available);
-    let cpu::Parts { decoder, packer, network } = cpu::assemble(weights, shape, kv, digest, numerics, threads)?;
+    let cpu::Parts { decoder, packer, network } =
+        cpu::assemble(weights, shape, kv, digest, numerics, (threads, options.cpu.pin))?;
     let sketch = sketch::of(shape.vocab, shape.hidden, |token, row| network.embed(token, row));
     let sketch = sketch.map_err(|error| LoadError::Device(error.to_string()))?;
     Ok(Made { decoder: Box::new(decoder), packer, weight_bytes: network.bytes(), base: network, sketch })

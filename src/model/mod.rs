@@ -120,6 +120,8 @@ pub struct CpuOptions {
     pub exact: bool,
     /// Compute threads, the engine's own among them; `None` is one for each core that this process may use.
     pub threads: Option<usize>,
+    /// Each compute thread stays on a core of its own.
+    pub pin: bool,
     /// Which instructions the kernels use; `None` is the most that the machine has.
     pub isa: Option<Isa>,
 }
@@ -136,7 +138,7 @@ pub enum CpuDecoder {
 
 impl Default for CpuOptions {
     fn default() -> Self {
-        Self { decoder: CpuDecoder::Fused, exact: false, threads: None, isa: None }
+        Self { decoder: CpuDecoder::Fused, exact: false, threads: None, pin: false, isa: None }
     }
 }
 

@@ -69,7 +69,7 @@ pub fn config(data_dir: PathBuf) -> Config {
             max_model_len: None,
             chat_template: None,
             own_sampling: true,
-            cpu: CpuConfig { exact: true, threads: Some(2), tensors: false, instructions: None },
+            cpu: CpuConfig { exact: true, threads: Some(2), pin: false, tensors: false, instructions: None },
         },
         // No target: how a prompt is cut into chunks, and so the last digits of its scores, would hang on the clock.
         engine: EngineConfig { max_model_len: 512, step_target: Duration::ZERO, ..EngineConfig::default() },

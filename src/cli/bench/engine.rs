@@ -27,6 +27,9 @@ pub struct EngineArgs {
     /// Which vector instructions to compute with: auto, or what the machine has of plain, avx2, avx512, amx
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     cpu_instructions: String,
+    /// Keep each compute thread on a core of its own
+    #[arg(long)]
+    cpu_pin: bool,
     /// Streams beside a single one
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(2..=256))]
     streams: u16,
@@ -152,7 +155,8 @@ impl Desk {
         let blocks_each = (prompt + steps).max(PROMPT_ROWS).div_ceil(BLOCK_TOKENS);
         let position = 2 * shape.layers * shape.kv_heads * shape.head_dim * size_of::<f32>();
         let isa = Isa::named(&args.cpu_instructions).map_err(|error| format!("--cpu-instructions: {error}"))?;
-        let cpu = CpuOptions { decoder: CpuDecoder::Fused, exact: args.exact, threads: args.cpu_threads, isa };
+        let (threads, pin) = (args.cpu_threads, args.cpu_pin);
+        let cpu = CpuOptions { decoder: CpuDecoder::Fused, exact: args.exact, threads, pin, isa };
         let options = LoadOptions {
             device: DeviceChoice::Cpu,
             dtype: None,

@@ -96,11 +96,11 @@ fn the_help_tells_the_defaults_that_hold() {
 fn what_computes_on_a_cpu_is_settled() {
     let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
     let default = settled(&[]).expect("settled").model.cpu;
-    assert_eq!(default, CpuConfig { exact: false, threads: None, tensors: false, instructions: None });
-    let line = ["--exact", "--cpu-threads", "3", "--cpu-decoder", "tensor", "--cpu-instructions", "avx2"];
+    assert_eq!(default, CpuConfig { exact: false, threads: None, pin: false, tensors: false, instructions: None });
+    let line = ["--exact", "--cpu-threads", "3", "--cpu-pin", "--cpu-decoder", "tensor", "--cpu-instructions", "avx2"];
     let instructions = Some(Instructions::Avx2);
     let said = settled(&line).expect("settled").model.cpu;
-    assert_eq!(said, CpuConfig { exact: true, threads: Some(3), tensors: true, instructions });
+    assert_eq!(said, CpuConfig { exact: true, threads: Some(3), pin: true, tensors: true, instructions });
     assert!(settled(&["--cpu-threads", "0"]).is_err());
     assert_eq!(settled(&["--cpu-instructions", "auto"]).expect("settled").model.cpu.instructions, None);
     for (line, expected) in [

@@ -23,7 +23,7 @@ pub const EXACT: [CpuOptions; 2] = [on(CpuDecoder::Tensor, true), on(CpuDecoder:
 pub const FAST: CpuOptions = on(CpuDecoder::Fused, false);
 
 const fn on(decoder: CpuDecoder, exact: bool) -> CpuOptions {
-    CpuOptions { decoder, exact, threads: Some(2), isa: None }
+    CpuOptions { decoder, exact, threads: Some(2), pin: false, isa: None }
 }
 
 /// The same at every level of instructions that the machine has. Tensors have their own.
