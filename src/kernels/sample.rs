@@ -1,7 +1,10 @@
 //! Logits to scores and tokens, without sorting a whole vocabulary. [`super::reference`] says the same plainly.
 
+mod sift;
+
 use std::cmp::Ordering;
 
+use super::isa::Isa;
 use crate::terms::TokenScore;
 
 /// What a distribution over the vocabulary looks like as a whole.
@@ -123,37 +126,53 @@ pub struct Draw {
 /// A logit and its id, while they are being put in order.
 pub type Candidate = (f32, u32);
 
+/// How far below the largest logit candidates are looked for, in temperatures, until there are enough; then all are.
+const DEPTHS: [f32; 4] = [5.0, 10.0, 20.0, f32::INFINITY];
+
 impl Draw {
     /// The first candidate, from most to least likely, whose cumulative probability among those kept exceeds `u`.
     /// `None` if a logit is NaN or +∞, or none is above -∞. `scratch` is only memory to be reused.
-    pub fn pick(&self, logits: &[f32], scratch: &mut Vec<Candidate>) -> Option<u32> {
-        if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
-            return None;
-        }
-        let max = *best(logits, 1).first().filter(|(logit, _)| *logit > f32::NEG_INFINITY)?;
+    pub fn pick(&self, isa: Isa, logits: &[f32], scratch: &mut Vec<Candidate>) -> Option<u32> {
+        let max = sift::largest(isa, logits)?;
         if self.temperature <= 0.0 {
-            return Some(max.1);
+            sift::at_least(isa, logits, max, scratch);
+            return scratch.first().map(|&(_, id)| id);
         }
-        let weight = |logit: f32| ((f64::from(logit) - f64::from(max.0)) / f64::from(self.temperature)).exp();
-        scratch.clear();
-        scratch
-            .extend(logits.iter().enumerate().filter(|(_, l)| **l > f32::NEG_INFINITY).map(|(id, &l)| (l, id as u32)));
-        let all = scratch.len();
-        let allowed = if self.top_k == 0 { all } else { self.top_k.min(all) };
-        let mut ordered = if allowed < all { allowed } else { all.min(64) };
-        put_in_order(scratch, ordered);
-        let mass: f64 = if allowed < all {
-            scratch[..allowed].iter().map(|&(logit, _)| weight(logit)).sum()
-        } else {
-            logits.iter().map(|&logit| weight(logit)).sum()
-        };
-        loop {
-            if let Some(token) = self.pick_among(&scratch[..ordered], ordered == allowed, mass, weight) {
-                return Some(token);
+        let weight = |logit: f32| ((f64::from(logit) - f64::from(max)) / f64::from(self.temperature)).exp();
+        let mut whole_mass = None;
+        for depth in DEPTHS {
+            let least = max - depth * self.temperature;
+            // What is banned weighs nothing.
+            sift::at_least(isa, logits, least.max(f32::MIN), scratch);
+            let limited = self.top_k > 0 && self.top_k <= scratch.len();
+            let complete = limited || least < f32::MIN;
+            if self.top_k > 0 && !complete {
+                continue;
             }
-            ordered = (ordered * 8).min(allowed);
+            let allowed = if limited { self.top_k } else { scratch.len() };
+            let mut ordered = if limited { allowed } else { allowed.min(64) };
             put_in_order(scratch, ordered);
+            let mass = if limited {
+                scratch[..allowed].iter().map(|&(logit, _)| weight(logit)).sum()
+            } else if self.top_p < 1.0 || self.min_p <= 0.0 {
+                *whole_mass.get_or_insert_with(|| sift::mass(isa, logits, max, self.temperature))
+            } else {
+                // Only the most likely one's share counts.
+                f64::INFINITY
+            };
+            loop {
+                let picked = self.pick_among(&scratch[..ordered], complete && ordered == allowed, mass, weight);
+                if picked.is_some() {
+                    return picked;
+                }
+                if ordered == allowed {
+                    break;
+                }
+                ordered = (ordered * 8).min(allowed);
+                put_in_order(scratch, ordered);
+            }
         }
+        None
     }
 
     /// Filters and draws from the most likely candidates. `None` if more of them are needed to tell, which never happens
@@ -230,15 +249,17 @@ mod tests {
         }
         assert_eq!(score(&[], 0, 1), None);
         assert_eq!(score(&[0.0], 1, 1), None, "a token outside the vocabulary");
-        let mut scratch = Vec::new();
-        assert_eq!(draw().pick(&[f32::NAN, 1.0], &mut scratch), None);
-        assert_eq!(draw().pick(&[f32::NEG_INFINITY; 4], &mut scratch), None, "everything is banned");
+        for isa in Isa::all() {
+            let mut scratch = Vec::new();
+            assert_eq!(draw().pick(isa, &[f32::NAN, 1.0], &mut scratch), None);
+            assert_eq!(draw().pick(isa, &[f32::NEG_INFINITY; 4], &mut scratch), None, "everything is banned");
+        }
     }
 
     #[test]
     fn the_lower_id_wins_a_tie() {
         let greedy = Draw { temperature: 0.0, ..draw() };
-        assert_eq!(greedy.pick(&[1.0, 3.0, 3.0], &mut Vec::new()), Some(1));
+        assert_eq!(greedy.pick(Isa::best(), &[1.0, 3.0, 3.0], &mut Vec::new()), Some(1));
         assert_eq!(best(&[2.0, 5.0, 5.0, 2.0], 3), [(5.0, 1), (5.0, 2), (2.0, 0)]);
     }
 
@@ -258,10 +279,29 @@ mod tests {
         let (steps, mut counts, mut scratch) = (10_000, [0usize; 4], Vec::new());
         for step in 0..steps {
             let u = (step as f64 + 0.5) / steps as f64;
-            counts[Draw { u, ..draw() }.pick(&logits, &mut scratch).unwrap() as usize] += 1;
+            counts[Draw { u, ..draw() }.pick(Isa::best(), &logits, &mut scratch).unwrap() as usize] += 1;
         }
         for (count, expected) in counts.iter().zip(expected) {
             assert!((*count as f64 / steps as f64 - expected).abs() < 1e-3);
+        }
+    }
+
+    #[test]
+    fn wide_rows_are_drawn_from_as_by_sorting_everything() {
+        let noise = |i: usize| ((i * 7919 % 49_157) as f32 / 49_157.0 - 0.5) * 2.0;
+        for (spread, temperature) in [(0.1f32, 1.0f32), (4.0, 1.0), (12.0, 0.7), (30.0, 1.5)] {
+            let logits: Vec<f32> = (0..49_152).map(|i| noise(i).powi(3) * spread).collect();
+            for (top_k, top_p, min_p) in
+                [(0, 1.0, 0.0), (40, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05), (5000, 0.99, 0.001), (49_152, 0.5, 0.0)]
+            {
+                for u in [0.0, 0.3, 0.77, 0.999_99] {
+                    let draw = Draw { temperature, top_k, top_p, min_p, u };
+                    let expected = reference::pick(&draw, &logits);
+                    for isa in Isa::all() {
+                        assert_eq!(draw.pick(isa, &logits, &mut Vec::new()), expected, "{draw:?} of {spread}");
+                    }
+                }
+            }
         }
     }
 
@@ -277,7 +317,9 @@ mod tests {
         ) {
             let logits: Vec<f32> = logits.into_iter().map(|l| l as f32 / 3.0).collect();
             let draw = Draw { temperature, top_k, top_p, min_p, u };
-            prop_assert_eq!(draw.pick(&logits, &mut Vec::new()), reference::pick(&draw, &logits));
+            for isa in Isa::all() {
+                prop_assert_eq!(draw.pick(isa, &logits, &mut Vec::new()), reference::pick(&draw, &logits));
+            }
         }
     }
 }

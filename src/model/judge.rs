@@ -2,6 +2,7 @@
 
 use super::{RowAnswer, SampleAsk, Want};
 use crate::kernels::{
+    isa::Isa,
     sample::{Candidate, Changes, Draw, Spread, best},
     spread::Part,
 };
@@ -14,10 +15,16 @@ pub struct Judged<'a> {
 }
 
 /// Memory that answers are worked out in, reused from row to row.
-#[derive(Default)]
 pub struct Scratch {
+    isa: Isa,
     adjusted: Vec<f32>,
     candidates: Vec<Candidate>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { isa: Isa::best(), adjusted: Vec::new(), candidates: Vec::new() }
+    }
 }
 
 impl<'a> Judged<'a> {
@@ -56,7 +63,7 @@ fn draw(logits: &[f32], ask: &SampleAsk, scratch: &mut Scratch) -> Option<u32> {
         Draw { temperature: ask.temperature, top_k: ask.top_k as usize, top_p: ask.top_p, min_p: ask.min_p, u: ask.u };
     let adjustments = &ask.adjustments;
     if adjustments.is_off() {
-        return draw.pick(logits, &mut scratch.candidates);
+        return draw.pick(scratch.isa, logits, &mut scratch.candidates);
     }
     let changes = Changes {
         repetition: adjustments.repetition,
@@ -68,5 +75,5 @@ fn draw(logits: &[f32], ask: &SampleAsk, scratch: &mut Scratch) -> Option<u32> {
     scratch.adjusted.clear();
     scratch.adjusted.extend_from_slice(logits);
     changes.apply(&mut scratch.adjusted, adjustments.seen.iter().map(|seen| (seen.token, seen.in_answer)));
-    draw.pick(&scratch.adjusted, &mut scratch.candidates)
+    draw.pick(scratch.isa, &scratch.adjusted, &mut scratch.candidates)
 }
