@@ -6,13 +6,16 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod kv;
 
 use std::ops::Range;
 
-use half::{f16, slice::HalfFloatSliceExt as _};
-
+pub use self::kv::{KvLayout, KvPiece, KvRows, Slots, Stock, Stored};
 use super::{
     activation::exp,
+    fetch::fetch,
     isa::{Isa, Level},
 };
 
@@ -22,114 +25,8 @@ pub const SPLIT: usize = 128;
 /// Queries that share each key and value read.
 const TILE: usize = 6;
 
-/// A number as keys and values are stored.
-pub trait Stored: Copy + Default + Send + Sync + 'static {
-    fn load(self) -> f32;
-
-    /// Rounds `from` into `to`, of the same length.
-    fn store(from: &[f32], to: &mut [Self]);
-}
-
-impl Stored for f32 {
-    fn load(self) -> f32 {
-        self
-    }
-
-    fn store(from: &[f32], to: &mut [Self]) {
-        to.copy_from_slice(from);
-    }
-}
-
-impl Stored for f16 {
-    fn load(self) -> f32 {
-        self.to_f32()
-    }
-
-    fn store(from: &[f32], to: &mut [Self]) {
-        to.convert_from_f32_slice(from);
-    }
-}
-
-/// How one head's keys and values lie in memory, each `[blocks, block_tokens · head_dim]`.
-///
-/// Values lie by rows, one for each position. Keys lie in groups of 8 positions, dimension by dimension, the 8 positions side by
-/// side: a query's 8 scores are then sums over vectors, without sums across one. Blocks that are no multiple of 8 positions
-/// have their keys by rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvLayout {
-    pub block_tokens: usize,
-    pub head_dim: usize,
-}
-
-impl KvLayout {
-    /// Numbers in one block, of keys or of values.
-    pub fn block_values(self) -> usize {
-        self.block_tokens * self.head_dim
-    }
-
-    fn lanes(self) -> usize {
-        if self.block_tokens.is_multiple_of(8) { 8 } else { 1 }
-    }
-
-    /// Where a position's row of values begins; where the group of keys begins for the first position of a group.
-    fn row(self, blocks: &[u32], position: usize) -> usize {
-        let block = blocks[position / self.block_tokens] as usize;
-        (block * self.block_tokens + position % self.block_tokens) * self.head_dim
-    }
-
-    /// Stores the key and the value (`[head_dim]`) of a position.
-    ///
-    /// # Panics
-    /// If the position lies outside the memory.
-    pub fn write<T: Stored>(
-        self,
-        blocks: &[u32],
-        position: usize,
-        (key, value): (&[f32], &[f32]),
-        (keys, values): (&mut [T], &mut [T]),
-    ) {
-        let (row, lanes) = (self.row(blocks, position), self.lanes());
-        T::store(value, &mut values[row..row + self.head_dim]);
-        let lane = position % self.block_tokens % lanes;
-        if lanes == 1 {
-            return T::store(key, &mut keys[row..row + self.head_dim]);
-        }
-        let group = row - lane * self.head_dim;
-        let group = &mut keys[group..group + lanes * self.head_dim];
-        let mut rounded = [T::default(); 64];
-        for (key, group) in key.chunks(64).zip(group.chunks_mut(64 * lanes)) {
-            let rounded = &mut rounded[..key.len()];
-            T::store(key, rounded);
-            rounded.iter().zip(group.chunks_exact_mut(lanes)).for_each(|(&key, group)| group[lane] = key);
-        }
-    }
-}
-
-/// One head's stored keys and values.
-#[derive(Clone, Copy, Debug)]
-pub struct Stock<'a, T> {
-    pub layout: KvLayout,
-    /// `[blocks, block_tokens · head_dim]`
-    pub keys: &'a [T],
-    /// `[blocks, block_tokens · head_dim]`
-    pub values: &'a [T],
-}
-
-impl<T> Stock<'_, T> {
-    /// Where the values of each of `positions` begin, block by block; where a group's keys begin, for its first position.
-    fn rows(&self, blocks: &[u32], positions: Range<usize>, rows: &mut [usize; SPLIT]) {
-        let (tokens, dim) = (self.layout.block_tokens, self.layout.head_dim);
-        let (mut position, mut rest) = (positions.start, &mut rows[..positions.len()]);
-        while !rest.is_empty() {
-            let count = (tokens - position % tokens).min(rest.len());
-            let first = self.layout.row(blocks, position);
-            assert!(first + count * dim <= self.keys.len().min(self.values.len()), "a block outside the memory");
-            let (run, after) = rest.split_at_mut(count);
-            run.iter_mut().enumerate().for_each(|(place, row)| *row = first + place * dim);
-            (position, rest) = (position + count, after);
-        }
-    }
-}
+/// Positions whose values are added between two looks ahead.
+const STRETCH: usize = 16;
 
 /// Rows of one sequence, and what they see of it.
 #[derive(Clone, Debug)]
@@ -158,6 +55,14 @@ pub fn splits(positions: Range<usize>, window: Option<usize>) -> Range<usize> {
     first / SPLIT..positions.end.div_ceil(SPLIT)
 }
 
+/// What is attended to next on this thread, as far as it is known: its keys are asked for while this work's values are read.
+#[derive(Clone, Debug)]
+pub struct Ahead<'a, T> {
+    pub stock: Stock<'a, T>,
+    pub blocks: &'a [u32],
+    pub splits: Range<usize>,
+}
+
 /// Where queries are read.
 #[derive(Clone, Copy, Debug)]
 pub struct Queries<'a> {
@@ -179,18 +84,26 @@ pub const fn partial_len(head_dim: usize) -> usize {
 ///
 /// # Panics
 /// If a slice is too short for what it is said to hold.
-pub fn attend<T: Stored>(isa: Isa, stock: &Stock<T>, reach: &Reach, queries: &Queries, out: &mut [f32]) {
-    let (dim, length) = (stock.layout.head_dim, partial_len(stock.layout.head_dim));
+pub fn attend<T: Stored>(
+    isa: Isa,
+    stock: &Stock<T>,
+    reach: &Reach,
+    queries: &Queries,
+    ahead: Option<&Ahead<T>>,
+    out: &mut [f32],
+) {
+    let (layout, dim) = (stock.layout(), stock.layout().head_dim);
+    let length = partial_len(dim);
     let count = queries.rows * queries.shared;
     assert_eq!(out.len(), count * length, "partial results");
     let last = reach.first_position + queries.rows;
-    assert!(last <= reach.blocks.len() * stock.layout.block_tokens, "positions without blocks");
+    assert!(last <= reach.blocks.len() * layout.block_tokens, "positions without blocks");
     for partial in out.chunks_exact_mut(length) {
         partial[2 * dim..].fill(0.0);
     }
     let mut rows = [0usize; SPLIT];
     let mut scores = [[0.0f32; SPLIT]; TILE];
-    for split in reach.splits.clone() {
+    for (place, split) in reach.splits.clone().enumerate() {
         let start = split * SPLIT;
         let positions = start..last.min(start + SPLIT);
         let held = positions.len();
@@ -201,14 +114,22 @@ pub fn attend<T: Stored>(isa: Isa, stock: &Stock<T>, reach: &Reach, queries: &Qu
             if tile.all.is_empty() {
                 continue;
             }
-            tile.score(isa, stock, rows, &mut scores);
+            // The first tile brings values, and the next work's keys, near; the others find them there.
+            let brings = first == 0;
+            tile.score(isa, stock, rows, brings, &mut scores);
             let partials = &mut out[first * length..][..tile.count * length];
             for (query, partial) in partials.chunks_exact_mut(length).enumerate() {
                 partial[dim..2 * dim].fill(0.0);
                 let seen = tile.seen[query].clone();
                 tile.spread[query] = if seen.is_empty() { (0.0, 0.0) } else { softmax(isa, &mut scores[query], seen) };
             }
-            tile.weigh(isa, stock, rows, &scores, partials);
+            let next = ahead.filter(|ahead| brings && place < ahead.splits.len());
+            let look = |at: usize| {
+                if let Some(Ahead { stock, blocks, splits }) = next {
+                    stock.fetch_keys(blocks, (splits.start + place) * SPLIT + at);
+                }
+            };
+            tile.weigh(isa, stock, rows, (&scores, look), partials);
             for (query, partial) in partials.chunks_exact_mut(length).enumerate() {
                 if !tile.seen[query].is_empty() {
                     let (sums, state) = partial.split_at_mut(2 * dim);
@@ -257,23 +178,37 @@ impl<'a> Tile<'a> {
         tile
     }
 
-    /// Every query's product with every key that one of them sees.
-    fn score<T: Stored>(&self, isa: Isa, stock: &Stock<T>, rows: &[usize], scores: &mut [[f32; SPLIT]; TILE]) {
-        let lanes = stock.layout.lanes();
-        let groups = self.all.start / lanes..self.all.end.div_ceil(lanes);
-        #[cfg(target_arch = "x86_64")]
-        if isa.0 >= Level::Avx2 && lanes == 8 {
-            for group in groups {
-                let keys = &stock.keys[rows[group * lanes]..][..lanes * stock.layout.head_dim];
-                // SAFETY: this level says that the machine has AVX2, FMA and F16C.
-                unsafe { avx2::score(keys, &self.queries[..self.count], group * lanes, scores) };
+    /// Every query's product with every key that one of them sees; `brings` the values that belong to them.
+    fn score<T: Stored>(
+        &self,
+        isa: Isa,
+        stock: &Stock<T>,
+        rows: &[usize],
+        brings: bool,
+        scores: &mut [[f32; SPLIT]; TILE],
+    ) {
+        let (lanes, queries) = (stock.layout().lanes(), &self.queries[..self.count]);
+        for group in self.all.start / lanes..self.all.end.div_ceil(lanes) {
+            let at = group * lanes;
+            let keys = stock.keys(rows[at]);
+            if brings {
+                fetch(&stock.values()[rows[at]..][..(rows.len() - at).min(lanes) * stock.layout().head_dim]);
             }
-            return;
-        }
-        for group in groups {
-            let keys = &stock.keys[rows[group * lanes]..][..lanes * stock.layout.head_dim];
-            for (query, scores) in self.queries[..self.count].iter().zip(scores.iter_mut()) {
-                let scores = &mut scores[group * lanes..][..lanes];
+            #[cfg(target_arch = "x86_64")]
+            {
+                if isa.0 >= Level::Avx512 && lanes == 16 {
+                    // SAFETY: this level says that the machine has AVX-512.
+                    unsafe { avx512::score(keys, queries, at, scores) };
+                    continue;
+                }
+                if isa.0 >= Level::Avx2 && lanes >= 8 {
+                    // SAFETY: this level says that the machine has AVX2, FMA and F16C.
+                    unsafe { avx2::score(keys, lanes, queries, at, scores) };
+                    continue;
+                }
+            }
+            for (query, scores) in queries.iter().zip(scores.iter_mut()) {
+                let scores = &mut scores[at..][..lanes];
                 scores.fill(0.0);
                 for (query, keys) in query.iter().zip(keys.chunks_exact(lanes)) {
                     scores.iter_mut().zip(keys).for_each(|(score, key)| *score += query * key.load());
@@ -283,13 +218,13 @@ impl<'a> Tile<'a> {
     }
 
     /// Adds the values that each query sees, by its weights, to the second part of its partial result. What a query does not see
-    /// is not touched: a weight of zero would not hide a value that is no number.
+    /// is not touched: a weight of zero would not hide a value that is no number. Calls `look` now and then with a position.
     fn weigh<T: Stored>(
         &self,
         isa: Isa,
         stock: &Stock<T>,
         rows: &[usize],
-        weights: &[[f32; SPLIT]; TILE],
+        (weights, look): (&[[f32; SPLIT]; TILE], impl Fn(usize)),
         partials: &mut [f32],
     ) {
         let seen = &self.seen[..self.count];
@@ -304,7 +239,11 @@ impl<'a> Tile<'a> {
         for (query, seen) in seen.iter().enumerate().filter(|(_, seen)| seen.start < common.start) {
             alone(query, seen.start..common.start, partials);
         }
-        self.add(isa, stock, &rows[common.clone()], weights, (0..self.count, common.start), partials);
+        for at in common.clone().step_by(STRETCH) {
+            look(at);
+            let part = at..common.end.min(at + STRETCH);
+            self.add(isa, stock, &rows[part], weights, (0..self.count, at), partials);
+        }
         for (query, seen) in seen.iter().enumerate().filter(|(_, seen)| seen.end > common.end) {
             alone(query, common.end..seen.end, partials);
         }
@@ -320,19 +259,25 @@ impl<'a> Tile<'a> {
         (members, at): (Range<usize>, usize),
         partials: &mut [f32],
     ) {
-        let dim = stock.layout.head_dim;
+        let dim = stock.layout().head_dim;
         let length = partial_len(dim);
         #[cfg(target_arch = "x86_64")]
         if isa.0 >= Level::Avx2 && dim.is_multiple_of(8) {
             let partials = &mut partials[members.start * length..members.end * length];
-            // SAFETY: this level says that the machine has AVX2, FMA and F16C; `attend` has checked that every row lies in the
-            // values.
-            return unsafe { avx2::add(stock.values, rows, &weights[members], at, dim, partials) };
+            let weights = &weights[members];
+            // SAFETY: the level says what the machine has; `Stock::rows` has checked that every row lies in the values.
+            return unsafe {
+                if isa.0 >= Level::Avx512 && dim.is_multiple_of(16) {
+                    avx512::add(stock.values(), rows, weights, at, dim, partials)
+                } else {
+                    avx2::add(stock.values(), rows, weights, at, dim, partials)
+                }
+            };
         }
         for query in members {
             let sum = &mut partials[query * length + dim..][..dim];
             for (&row, weight) in rows.iter().zip(&weights[query][at..]) {
-                let values = &stock.values[row..row + dim];
+                let values = &stock.values()[row..row + dim];
                 sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value.load());
             }
         }

@@ -4,23 +4,43 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod bytes;
+
+use std::ops::Range;
 
 use half::{bf16, f16};
 
+use self::bytes::Bytes;
 use super::{
+    fetch::fetch,
+    huge::Blob,
     isa::{Isa, Level},
-    pack::PANEL,
+    pack::{BLOCK, PANEL},
+    quantize::QuantizedRows,
 };
 
-/// Ranks that lie side by side.
+/// Ranks that lie side by side in what is shrunk: a group.
 pub const RANKS: usize = 8;
+
+/// Ranks that one run of shrinking takes; the last takes what is left.
+const WIDE: usize = 2 * RANKS;
 
 /// A factor's numbers in the form they are kept in.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Factor {
+enum Factor {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
+    I8(Bytes),
+}
+
+impl Factor {
+    fn blob(&mut self) -> Option<&mut Blob> {
+        match self {
+            Self::F32(_) | Self::F16(_) | Self::BF16(_) => None,
+            Self::I8(kept) => Some(kept.blob()),
+        }
+    }
 }
 
 /// The form in which a factor's numbers are kept.
@@ -29,36 +49,46 @@ pub enum Precision {
     F32,
     F16,
     BF16,
+    /// In blocks with a scale each: 32 inputs of a rank of A, all ranks of an output of B. A multiplies quantized activations.
+    I8,
 }
 
 impl Precision {
-    pub const fn bytes(self) -> usize {
+    /// Bytes of `numbers` in blocks of `block`.
+    const fn bytes(self, numbers: usize, block: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
+            Self::F32 => 4 * numbers,
+            Self::F16 | Self::BF16 => 2 * numbers,
+            Self::I8 => Bytes::size(numbers, block),
         }
     }
 }
 
-impl Factor {
-    fn pack(precision: Precision, values: Vec<f32>) -> Self {
-        match precision {
-            Precision::F32 => Self::F32(values),
-            Precision::F16 => Self::F16(values.into_iter().map(f16::from_f32).collect()),
-            Precision::BF16 => Self::BF16(values.into_iter().map(bf16::from_f32).collect()),
-        }
-    }
+/// Rows of activations, as numbers and, where a factor wants them so, quantized.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// `[rows, inputs]`
+    pub floats: &'a [f32],
+    pub quantized: Option<QuantizedRows<'a>>,
+}
+
+/// How a number is kept by itself.
+#[derive(Clone, Copy)]
+enum Form {
+    F32,
+    F16,
+    BF16,
 }
 
 /// A factor's number as it is kept.
 trait Kept: Copy {
-    const PRECISION: Precision;
+    const FORM: Form;
 
     fn number(self) -> f32;
 }
 
 impl Kept for f32 {
-    const PRECISION: Precision = Precision::F32;
+    const FORM: Form = Form::F32;
 
     fn number(self) -> f32 {
         self
@@ -66,7 +96,7 @@ impl Kept for f32 {
 }
 
 impl Kept for f16 {
-    const PRECISION: Precision = Precision::F16;
+    const FORM: Form = Form::F16;
 
     fn number(self) -> f32 {
         self.to_f32()
@@ -74,14 +104,15 @@ impl Kept for f16 {
 }
 
 impl Kept for bf16 {
-    const PRECISION: Precision = Precision::BF16;
+    const FORM: Form = Form::BF16;
 
     fn number(self) -> f32 {
         self.to_f32()
     }
 }
 
-/// One or more A matrices of one input, stacked: `[ranks, inputs]`, kept as `[⌈ranks / 8⌉, inputs, 8]`.
+/// One or more A matrices of one input, stacked: `[ranks, inputs]`. Numbers are kept as `[⌈ranks / 8⌉, inputs, 8]`, bytes as
+/// [`Bytes`] says.
 #[derive(Clone, Debug)]
 pub struct Shrink {
     inputs: usize,
@@ -93,42 +124,99 @@ impl Shrink {
     /// `values` is `[ranks, inputs]`, row-major.
     ///
     /// # Panics
-    /// If it has another size.
+    /// If it has another size, or inputs are no whole blocks of 32 where the precision has such.
     pub fn pack(precision: Precision, ranks: usize, inputs: usize, values: &[f32]) -> Self {
         assert_eq!(values.len(), ranks * inputs, "a stack of {ranks} ranks");
-        let mut packed = vec![0.0; ranks.div_ceil(RANKS) * inputs * RANKS];
-        for (rank, row) in values.chunks_exact(inputs).enumerate() {
-            let group = &mut packed[rank / RANKS * inputs * RANKS..];
-            row.iter().enumerate().for_each(|(input, &value)| group[input * RANKS + rank % RANKS] = value);
-        }
-        Self { inputs, ranks, values: Factor::pack(precision, packed) }
+        let in_groups = || {
+            let mut packed = vec![0.0; ranks.next_multiple_of(RANKS) * inputs];
+            for (rank, row) in values.chunks_exact(inputs).enumerate() {
+                let group = &mut packed[rank / RANKS * inputs * RANKS..];
+                row.iter().enumerate().for_each(|(input, &value)| group[input * RANKS + rank % RANKS] = value);
+            }
+            packed
+        };
+        let values = match precision {
+            Precision::F32 => Factor::F32(in_groups()),
+            Precision::F16 => Factor::F16(in_groups().into_iter().map(f16::from_f32).collect()),
+            Precision::BF16 => Factor::BF16(in_groups().into_iter().map(bf16::from_f32).collect()),
+            Precision::I8 => Factor::I8(Bytes::shrink(ranks, inputs, values)),
+        };
+        Self { inputs, ranks, values }
     }
 
     /// Bytes that packing takes.
     pub const fn bytes(precision: Precision, ranks: usize, inputs: usize) -> usize {
-        ranks.div_ceil(RANKS) * RANKS * inputs * precision.bytes()
+        precision.bytes(ranks.next_multiple_of(RANKS) * inputs, BLOCK)
     }
 
-    /// Groups of [`RANKS`] ranks: what is shared out among threads.
+    /// Its memory, where that can be moved.
+    pub fn blob(&mut self) -> Option<&mut Blob> {
+        self.values.blob()
+    }
+
+    /// Whether it multiplies quantized rows.
+    pub fn takes_int8(&self) -> bool {
+        matches!(self.values, Factor::I8(_))
+    }
+
+    /// Groups of [`RANKS`] ranks.
     pub fn groups(&self) -> usize {
         self.ranks.div_ceil(RANKS)
     }
+
+    /// Runs of ranks: what is shared out among threads.
+    pub fn runs(&self) -> usize {
+        self.ranks.div_ceil(WIDE)
+    }
+
+    /// The groups of a run: one or two.
+    pub fn groups_of(&self, run: usize) -> Range<usize> {
+        let first = run * (WIDE / RANKS);
+        first..self.groups().min(first + WIDE / RANKS)
+    }
+
+    /// Asks for part `part` of `parts` of a run's memory before it is needed.
+    pub fn fetch(&self, run: usize, part: usize, parts: usize) {
+        let groups = self.groups_of(run);
+        let (first, size) = (groups.start * RANKS * self.inputs, groups.len() * RANKS * self.inputs);
+        let share = |size: usize| part * size / parts..(part + 1) * size / parts;
+        match &self.values {
+            Factor::F32(values) => fetch(&values[first..first + size][share(size)]),
+            Factor::F16(values) => fetch(&values[first..first + size][share(size)]),
+            Factor::BF16(values) => fetch(&values[first..first + size][share(size)]),
+            Factor::I8(kept) => {
+                let (values, scales) = kept.memory(first, first + size, BLOCK);
+                fetch(&values[share(values.len())]);
+                fetch(&scales[share(scales.len())]);
+            }
+        }
+    }
 }
 
-/// `A x` for one group of ranks: `out` is `[rows.len(), RANKS]`, from rows `rows` of `x` (`[_, inputs]`).
+/// `A x` for one run of ranks: `out` is `[groups of the run, rows.len(), RANKS]`, from rows `rows` of `x`.
 ///
 /// # Panics
-/// If there is no such group or row, or `out` has another size.
-pub fn shrink(isa: Isa, a: &Shrink, group: usize, x: &[f32], rows: &[u32], out: &mut [f32]) {
+/// If there is no such run or row, `out` has another size, or rows are not quantized that have to be.
+pub fn shrink(isa: Isa, a: &Shrink, run: usize, x: &Inputs<'_>, rows: &[u32], out: &mut [f32]) {
+    let groups = a.groups_of(run);
+    let group_len = rows.len() * RANKS;
+    assert_eq!(out.len(), groups.len() * group_len, "shrunk rows");
+    if rows.is_empty() {
+        return;
+    }
+    let outs = groups.zip(out.chunks_exact_mut(group_len));
     match &a.values {
-        Factor::F32(values) => shrink_from(isa, a, values, group, x, rows, out),
-        Factor::F16(values) => shrink_from(isa, a, values, group, x, rows, out),
-        Factor::BF16(values) => shrink_from(isa, a, values, group, x, rows, out),
+        Factor::F32(values) => outs.for_each(|(group, out)| shrink_from(isa, a, values, group, x.floats, rows, out)),
+        Factor::F16(values) => outs.for_each(|(group, out)| shrink_from(isa, a, values, group, x.floats, rows, out)),
+        Factor::BF16(values) => outs.for_each(|(group, out)| shrink_from(isa, a, values, group, x.floats, rows, out)),
+        Factor::I8(kept) => {
+            let x = x.quantized.as_ref().expect("quantized rows before a factor in 8 bits");
+            bytes::shrink(isa, a, kept, run, x, rows, out);
+        }
     }
 }
 
 fn shrink_from<T: Kept>(isa: Isa, a: &Shrink, values: &[T], group: usize, x: &[f32], rows: &[u32], out: &mut [f32]) {
-    assert_eq!(out.len(), rows.len() * RANKS, "shrunk rows");
     let size = a.inputs * RANKS;
     let values = &values[group * size..(group + 1) * size];
     let row = |index: u32| &x[index as usize * a.inputs..][..a.inputs];
@@ -169,62 +257,118 @@ impl Expand {
     /// If the size is no multiple of the rank.
     pub fn pack(precision: Precision, rank: usize, first: usize, scale: f32, values: &[f32]) -> Self {
         assert!(values.len().is_multiple_of(rank), "rows of {rank} ranks");
-        let mut packed = vec![0.0; (values.len() / rank).next_multiple_of(PANEL) * rank];
-        for (output, row) in values.chunks_exact(rank).enumerate() {
-            let panel = &mut packed[output / PANEL * rank * PANEL..];
-            row.iter().enumerate().for_each(|(rank, &value)| panel[rank * PANEL + output % PANEL] = value);
+        let in_panels = || {
+            let mut packed = vec![0.0; (values.len() / rank).next_multiple_of(PANEL) * rank];
+            for (output, row) in values.chunks_exact(rank).enumerate() {
+                let panel = &mut packed[output / PANEL * rank * PANEL..];
+                row.iter().enumerate().for_each(|(rank, &value)| panel[rank * PANEL + output % PANEL] = value);
+            }
+            packed
+        };
+        let values = match precision {
+            Precision::F32 => Factor::F32(in_panels()),
+            Precision::F16 => Factor::F16(in_panels().into_iter().map(f16::from_f32).collect()),
+            Precision::BF16 => Factor::BF16(in_panels().into_iter().map(bf16::from_f32).collect()),
+            Precision::I8 => Factor::I8(Bytes::expand(rank, values)),
+        };
+        Self { rank, first, scale, values }
+    }
+
+    /// Its memory, where that can be moved.
+    pub fn blob(&mut self) -> Option<&mut Blob> {
+        self.values.blob()
+    }
+
+    /// Asks for a panel's memory before it is needed.
+    pub fn fetch(&self, panel: usize) {
+        let (first, size) = (panel * PANEL * self.rank, PANEL * self.rank);
+        match &self.values {
+            Factor::F32(values) => fetch(&values[first..first + size]),
+            Factor::F16(values) => fetch(&values[first..first + size]),
+            Factor::BF16(values) => fetch(&values[first..first + size]),
+            Factor::I8(kept) => {
+                let (values, scales) = kept.memory(first, first + size, self.rank);
+                fetch(values);
+                fetch(scales);
+            }
         }
-        Self { rank, first, scale, values: Factor::pack(precision, packed) }
     }
 
     /// Bytes that packing takes.
     pub const fn bytes(precision: Precision, outputs: usize, rank: usize) -> usize {
-        outputs.next_multiple_of(PANEL) * rank * precision.bytes()
+        precision.bytes(outputs.next_multiple_of(PANEL) * rank, rank)
     }
 }
 
-/// Adds `s · B t` to the rows `rows` of a panel's `tile` (`[_, PANEL]`); `shrunk` is `[groups, rows.len(), RANKS]`, as
-/// [`shrink`] gives it group by group.
+/// Adds `s · B t` to the rows `rows` of the tiles of `panels` (`[panels, _, PANEL]`); `shrunk` is `[groups, rows.len(), RANKS]`, as
+/// [`shrink`] gives it run by run.
 ///
 /// # Panics
 /// If there is no such panel or row, or `shrunk` is too short.
-pub fn expand(isa: Isa, b: &Expand, panel: usize, shrunk: &[f32], rows: &[u32], tile: &mut [f32]) {
+pub fn expand(isa: Isa, b: &Expand, panels: Range<usize>, shrunk: &[f32], rows: &[u32], tiles: &mut [f32]) {
+    if panels.is_empty() {
+        return;
+    }
+    let most = rows.iter().max().map_or(0, |&row| row as usize + 1);
+    let tile = tiles.len() / panels.len();
+    assert!(tile * panels.len() == tiles.len() && tile >= most * PANEL, "tiles of {most} rows");
+    assert!(shrunk.len() >= (b.first + b.rank).div_ceil(RANKS) * rows.len() * RANKS, "shrunk rows");
+    let delta = Delta { shrunk, first: b.first, rows };
     match &b.values {
-        Factor::F32(values) => expand_from(isa, b, values, panel, shrunk, rows, tile),
-        Factor::F16(values) => expand_from(isa, b, values, panel, shrunk, rows, tile),
-        Factor::BF16(values) => expand_from(isa, b, values, panel, shrunk, rows, tile),
+        Factor::F32(values) => expand_from(isa, b, values, panels, &delta, tiles),
+        Factor::F16(values) => expand_from(isa, b, values, panels, &delta, tiles),
+        Factor::BF16(values) => expand_from(isa, b, values, panels, &delta, tiles),
+        Factor::I8(kept) => bytes::expand(isa, b, kept, panels, &delta, tiles),
     }
 }
 
+/// One panel after the other.
 fn expand_from<T: Kept>(
     isa: Isa,
     b: &Expand,
     values: &[T],
-    panel: usize,
-    shrunk: &[f32],
-    rows: &[u32],
-    tile: &mut [f32],
+    panels: Range<usize>,
+    delta: &Delta<'_>,
+    tiles: &mut [f32],
 ) {
+    let tile = tiles.len() / panels.len();
+    for (panel, tile) in panels.zip(tiles.chunks_exact_mut(tile)) {
+        expand_panel(isa, b, values, panel, delta, tile);
+    }
+}
+
+/// The rows that a B is added to, and their shrunk numbers.
+struct Delta<'a> {
+    /// `[groups, rows, RANKS]`
+    shrunk: &'a [f32],
+    /// Of the B's ranks in the stack.
+    first: usize,
+    rows: &'a [u32],
+}
+
+impl Delta<'_> {
+    /// Where rank `rank` of the first row is; the other rows' follow, [`RANKS`] apart.
+    #[inline]
+    fn at(&self, rank: usize) -> usize {
+        let stacked = self.first + rank;
+        stacked / RANKS * self.rows.len() * RANKS + stacked % RANKS
+    }
+}
+
+fn expand_panel<T: Kept>(isa: Isa, b: &Expand, values: &[T], panel: usize, delta: &Delta<'_>, tile: &mut [f32]) {
     let size = b.rank * PANEL;
+    let (shrunk, rows) = (delta.shrunk, delta.rows);
     let values = &values[panel * size..(panel + 1) * size];
-    let most = rows.iter().max().map_or(0, |&row| row as usize + 1);
-    assert!(tile.len() >= most * PANEL, "a tile of {most} rows");
-    assert!(shrunk.len() >= (b.first + b.rank).div_ceil(RANKS) * rows.len() * RANKS, "shrunk rows");
-    // Where rank `rank` of the first row is; the other rows' follow, RANKS apart.
-    let at = |rank: usize| {
-        let stacked = b.first + rank;
-        stacked / RANKS * rows.len() * RANKS + stacked % RANKS
-    };
     match isa.0 {
         Level::Plain => {
             for (place, &row) in rows.iter().enumerate() {
-                let mut delta = [0.0f32; PANEL];
+                let mut sums = [0.0f32; PANEL];
                 for (rank, values) in values.chunks_exact(PANEL).enumerate() {
-                    let t = shrunk[at(rank) + place * RANKS];
-                    delta.iter_mut().zip(values).for_each(|(delta, value)| *delta += t * value.number());
+                    let t = shrunk[delta.at(rank) + place * RANKS];
+                    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += t * value.number());
                 }
                 let tile = &mut tile[row as usize * PANEL..][..PANEL];
-                tile.iter_mut().zip(delta).for_each(|(tile, delta)| *tile += delta * b.scale);
+                tile.iter_mut().zip(sums).for_each(|(tile, sum)| *tile += sum * b.scale);
             }
         }
         #[cfg(target_arch = "x86_64")]
@@ -233,7 +377,7 @@ fn expand_from<T: Kept>(
                 let rows = &rows[first..rows.len().min(first + avx2::EXPAND_ROWS)];
                 // SAFETY: this level says that the machine has AVX2, FMA and F16C; what is read of `shrunk` and of the tile has
                 // been checked above.
-                unsafe { avx2::expand(values, shrunk, |rank| at(rank) + first * RANKS, rows, b.scale, tile) };
+                unsafe { avx2::expand(values, shrunk, |rank| delta.at(rank) + first * RANKS, rows, b.scale, tile) };
             }
         }
     }

@@ -2,8 +2,11 @@
 
 pub mod activation;
 pub mod attention;
+pub mod cores;
 pub mod dequant;
+pub mod fetch;
 pub mod heap;
+pub mod huge;
 pub mod isa;
 pub mod limits;
 pub mod lora;

@@ -50,6 +50,8 @@ pub enum BatchError {
     Sequence { sequence: usize },
     #[error("sequence {sequence} has no KV block for its last position, or names one that does not exist")]
     Block { sequence: usize },
+    #[error("two rows are stored in one place")]
+    Slot,
     #[error("row {row} is listed under an adapter twice, out of order, or does not exist")]
     AdapterRow { row: u32 },
     #[error("block {from} cannot be copied to {to}: there are {blocks}")]

@@ -14,8 +14,8 @@ pub enum Phase {
     Shrink,
     /// Query, key and value, with adapters' B; as for the other projections.
     Qkv,
-    Rope,
-    WriteKv,
+    /// Queries and keys normed and rotated, keys and values stored.
+    Place,
     Attention,
     /// Partial attention results joined and quantized.
     Join,
@@ -31,14 +31,13 @@ pub enum Phase {
 }
 
 impl Phase {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::Plan,
         Self::Embed,
         Self::Norm,
         Self::Shrink,
         Self::Qkv,
-        Self::Rope,
-        Self::WriteKv,
+        Self::Place,
         Self::Attention,
         Self::Join,
         Self::Output,
@@ -56,8 +55,7 @@ impl Phase {
             Self::Norm => "norm",
             Self::Shrink => "shrink",
             Self::Qkv => "qkv",
-            Self::Rope => "rope",
-            Self::WriteKv => "write kv",
+            Self::Place => "place",
             Self::Attention => "attention",
             Self::Join => "join",
             Self::Output => "output",

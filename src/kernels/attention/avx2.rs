@@ -21,32 +21,51 @@ unsafe fn load<T: Stored>(from: *const T) -> __m256 {
     }
 }
 
-/// The products of each query with a group of 8 keys (`[head_dim, 8]`) go to `scores[query][at..at + 8]`.
+/// The products of each query with a group of `lanes` keys (`[head_dim, lanes]`, a multiple of 8) go to
+/// `scores[query][at..at + lanes]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn score<T: Stored>(keys: &[T], queries: &[&[f32]], at: usize, scores: &mut [[f32; SPLIT]; TILE]) {
-    match queries.len() {
-        1 => score_tile::<1, T>(keys, queries, at, scores),
-        2 => score_tile::<2, T>(keys, queries, at, scores),
-        3 => score_tile::<3, T>(keys, queries, at, scores),
-        4 => score_tile::<4, T>(keys, queries, at, scores),
-        5 => score_tile::<5, T>(keys, queries, at, scores),
-        _ => score_tile::<6, T>(keys, queries, at, scores),
+pub fn score<T: Stored>(keys: &[T], lanes: usize, queries: &[&[f32]], at: usize, scores: &mut [[f32; SPLIT]; TILE]) {
+    for first in (0..lanes).step_by(8) {
+        let keys = Keys { values: &keys[first..], lanes, dim: keys.len() / lanes };
+        match queries.len() {
+            1 => score_tile::<1, T>(keys, queries, at + first, scores),
+            2 => score_tile::<2, T>(keys, queries, at + first, scores),
+            3 => score_tile::<3, T>(keys, queries, at + first, scores),
+            4 => score_tile::<4, T>(keys, queries, at + first, scores),
+            5 => score_tile::<5, T>(keys, queries, at + first, scores),
+            _ => score_tile::<6, T>(keys, queries, at + first, scores),
+        }
     }
+}
+
+/// Eight keys of a group, from the first one's first number on.
+#[derive(Clone, Copy)]
+struct Keys<'a, T> {
+    values: &'a [T],
+    /// From one dimension to the next.
+    lanes: usize,
+    dim: usize,
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn score_tile<const N: usize, T: Stored>(keys: &[T], queries: &[&[f32]], at: usize, scores: &mut [[f32; SPLIT]; TILE]) {
-    let dim = keys.len() / 8;
+fn score_tile<const N: usize, T: Stored>(
+    keys: Keys<'_, T>,
+    queries: &[&[f32]],
+    at: usize,
+    scores: &mut [[f32; SPLIT]; TILE],
+) {
+    let Keys { values: keys, lanes, dim } = keys;
+    assert!(dim > 0 && keys.len() >= (dim - 1) * lanes + 8, "eight keys");
     let queries: [&[f32]; N] = std::array::from_fn(|query| &queries[query][..dim]);
     // Even and odd dimensions apart: twice as many sums under way.
     let mut sums = [[_mm256_setzero_ps(); N]; 2];
     for pair in 0..dim / 2 {
         for (odd, sums) in sums.iter_mut().enumerate() {
             let d = 2 * pair + odd;
-            // SAFETY: `d` is below `dim`, and there are `8 · dim` keys and `dim` numbers in each query.
+            // SAFETY: `d` is below `dim`; there are 8 keys `lanes · d` on, as asserted, and `dim` numbers in each query.
             unsafe {
-                let key = load(keys.as_ptr().add(8 * d));
+                let key = load(keys.as_ptr().add(lanes * d));
                 for (sum, query) in sums.iter_mut().zip(queries) {
                     *sum = _mm256_fmadd_ps(_mm256_set1_ps(*query.get_unchecked(d)), key, *sum);
                 }
@@ -56,8 +75,8 @@ fn score_tile<const N: usize, T: Stored>(keys: &[T], queries: &[&[f32]], at: usi
     for (place, (even, odd)) in sums[0].into_iter().zip(sums[1]).enumerate() {
         let mut sum = _mm256_add_ps(even, odd);
         if dim % 2 == 1 {
-            // SAFETY: the last dimension's keys end at `8 · dim`.
-            let key = unsafe { load(keys.as_ptr().add(8 * (dim - 1))) };
+            // SAFETY: as above, for the last dimension.
+            let key = unsafe { load(keys.as_ptr().add(lanes * (dim - 1))) };
             sum = _mm256_fmadd_ps(_mm256_set1_ps(queries[place][dim - 1]), key, sum);
         }
         let to = &mut scores[place][at..at + 8];

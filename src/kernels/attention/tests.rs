@@ -1,4 +1,7 @@
+use half::f16;
+
 use super::*;
+use crate::kernels::share::Share as _;
 
 struct Noise(u32);
 
@@ -13,19 +16,37 @@ impl Noise {
     }
 }
 
+/// Heads in the memory, and the one that holds the context; the others hold poison.
+const HEADS: usize = 3;
+const HEAD: usize = 1;
+
+/// Stores the key and the value of a position.
+fn write<T: Stored>(
+    layout: KvLayout,
+    blocks: &[u32],
+    position: usize,
+    (key, value): (&[f32], &[f32]),
+    memory: &mut [T],
+) {
+    let block = blocks[position / layout.block_tokens] as usize;
+    let slots = Slots::new(vec![(block, position % layout.block_tokens)]).unwrap();
+    let rows = KvRows::new(layout, memory, &slots, 1);
+    // SAFETY: the only piece, taken once.
+    unsafe { rows.piece(0) }.write(0, HEAD, key, value);
+}
+
 /// One head's stored context, and the rounded numbers in it.
 struct Context<T> {
     layout: KvLayout,
     blocks: Vec<u32>,
-    keys: Vec<T>,
-    values: Vec<T>,
+    memory: Vec<T>,
     /// `[positions, head_dim]` each
     plain: (Vec<f32>, Vec<f32>),
 }
 
 impl<T: Stored> Context<T> {
     fn new(block_tokens: usize, head_dim: usize, positions: usize) -> Self {
-        let layout = KvLayout { block_tokens, head_dim };
+        let layout = KvLayout { block_tokens, head_dim, heads: HEADS };
         let count = positions.div_ceil(block_tokens);
         // Round about, so that blocks do not lie in order; one block belongs to nobody and holds poison.
         let blocks: Vec<u32> = (0..count as u32).rev().map(|block| block + 1).collect();
@@ -34,13 +55,12 @@ impl<T: Stored> Context<T> {
             T::store(&[f32::NAN], &mut poison);
             poison[0]
         };
-        let mut keys = vec![poison; (count + 1) * layout.block_values()];
-        let mut values = keys.clone();
+        let mut memory = vec![poison; (count + 1) * layout.block_values()];
         let mut noise = Noise(positions as u32);
         let (mut plain_keys, mut plain_values) = (Vec::new(), Vec::new());
         for position in 0..positions {
             let (key, value) = (noise.floats(head_dim), noise.floats(head_dim));
-            layout.write(&blocks, position, (&key, &value), (&mut keys, &mut values));
+            write(layout, &blocks, position, (&key, &value), &mut memory);
             let rounded = |values: &[f32]| {
                 let mut stored = vec![T::default(); values.len()];
                 T::store(values, &mut stored);
@@ -49,11 +69,11 @@ impl<T: Stored> Context<T> {
             plain_keys.extend(rounded(&key));
             plain_values.extend(rounded(&value));
         }
-        Self { layout, blocks, keys, values, plain: (plain_keys, plain_values) }
+        Self { layout, blocks, memory, plain: (plain_keys, plain_values) }
     }
 
     fn stock(&self) -> Stock<'_, T> {
-        Stock { layout: self.layout, keys: &self.keys, values: &self.values }
+        Stock::new(self.layout, &self.memory, HEAD)
     }
 
     fn reach(&self, first_position: usize, rows: usize, window: Option<usize>) -> Reach<'_> {
@@ -66,7 +86,8 @@ impl<T: Stored> Context<T> {
         let (dim, count) = (self.layout.head_dim, queries.rows * queries.shared);
         let length = partial_len(dim);
         let mut partials = vec![f32::NAN; count * length];
-        attend(isa, &self.stock(), reach, queries, &mut partials);
+        let ahead = Ahead { stock: self.stock(), blocks: reach.blocks, splits: reach.splits.clone() };
+        attend(isa, &self.stock(), reach, queries, Some(&ahead), &mut partials);
         let mut out = vec![0.0; count * dim];
         for (partial, out) in partials.chunks_exact(length).zip(out.chunks_exact_mut(dim)) {
             join(partial, 1, length, out);
@@ -169,7 +190,7 @@ fn splits_on_their_own_join_to_the_same_bits() {
         let mut partials = vec![0.0; parts * 3 * length];
         for (split, partials) in reach.splits.clone().zip(partials.chunks_exact_mut(3 * length)) {
             let one = Reach { splits: split..split + 1, ..reach.clone() };
-            attend(Isa::best(), &context.stock(), &one, &queries, partials);
+            attend(Isa::best(), &context.stock(), &one, &queries, None, partials);
         }
         for head in 0..3 {
             let mut out = vec![0.0; 64];
@@ -188,12 +209,47 @@ fn what_a_row_does_not_see_cannot_spoil_it() {
         let clean = context.ours(isa, &queries, &context.reach(10, 8, Some(6)));
         let poison = vec![f32::NAN; 64];
         for position in [4, 17] {
-            let blocks = context.blocks.clone();
-            let layout = context.layout;
-            layout.write(&blocks, position, (&poison, &poison), (&mut context.keys, &mut context.values));
+            write(context.layout, &context.blocks, position, (&poison, &poison), &mut context.memory);
         }
         let spoiled = context.ours(isa, &queries, &context.reach(10, 8, Some(6)));
         assert!(clean[..7 * 64] == spoiled[..7 * 64], "rows before the poison, and behind their window");
         assert!(spoiled[7 * 64..].iter().all(|value| value.is_nan()), "the row that sees it");
     }
+}
+
+#[test]
+fn rows_are_written_apart_and_places_are_not_shared() {
+    let layout = KvLayout { block_tokens: 4, head_dim: 3, heads: 2 };
+    assert!(Slots::new(vec![(0, 1), (2, 1), (0, 1)]).is_none(), "two rows in one place");
+    let slots = Slots::new(vec![(0, 3), (1, 0), (1, 1)]).unwrap();
+    let mut memory = vec![0.0f32; 2 * layout.block_values()];
+    let rows = KvRows::new(layout, &mut memory, &slots, 2);
+    assert_eq!(rows.pieces(), 2);
+    for (piece, count) in [(0, 2), (1, 1)] {
+        // SAFETY: each piece once.
+        let mut piece_rows = unsafe { rows.piece(piece) };
+        for row in 0..count {
+            for head in 0..2 {
+                let number = (100 * (2 * piece + row) + 10 * head) as f32;
+                piece_rows.write(row, head, &[number + 1.0; 3], &[number + 2.0; 3]);
+            }
+        }
+    }
+    for (row, (block, offset)) in [(0, (0, 3)), (1, (1, 0)), (2, (1, 1))] {
+        for head in 0..2 {
+            let at = block * layout.block_values() + 2 * head * 12 + offset * 3;
+            let number = (100 * row + 10 * head) as f32;
+            assert_eq!(memory[at..at + 3], [number + 1.0; 3], "row {row}, head {head}: keys");
+            assert_eq!(memory[at + 12..at + 15], [number + 2.0; 3], "row {row}, head {head}: values");
+        }
+    }
+    assert_eq!(memory.iter().filter(|number| **number != 0.0).count(), 3 * 2 * 2 * 3, "nothing else is written");
+}
+
+#[test]
+#[should_panic(expected = "outside the memory")]
+fn rows_outside_the_memory_are_refused() {
+    let layout = KvLayout { block_tokens: 4, head_dim: 3, heads: 2 };
+    let slots = Slots::new(vec![(1, 0)]).unwrap();
+    KvRows::new(layout, &mut vec![0.0f32; layout.block_values()], &slots, 1);
 }

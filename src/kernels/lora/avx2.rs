@@ -6,7 +6,7 @@ use std::arch::x86_64::{
     _mm256_storeu_ps,
 };
 
-use super::{Kept, PANEL, Precision, RANKS};
+use super::{Form, Kept, PANEL, RANKS};
 
 /// Rows that share each number of A read.
 pub const SHRINK_ROWS: usize = 3;
@@ -24,12 +24,12 @@ const CHAINS: usize = 4;
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn load<T: Kept>(from: *const T) -> __m256 {
-    // SAFETY: the caller's promise; `T::PRECISION` says what `T` is.
+    // SAFETY: the caller's promise; `T::FORM` says what `T` is.
     unsafe {
-        match T::PRECISION {
-            Precision::F32 => _mm256_loadu_ps(from.cast()),
-            Precision::F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
-            Precision::BF16 => {
+        match T::FORM {
+            Form::F32 => _mm256_loadu_ps(from.cast()),
+            Form::F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+            Form::BF16 => {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))))
             }
         }

@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use super::Class;
 use crate::{
-    kernels::lora::{Expand, Precision, Shrink},
+    kernels::{
+        huge::Blob,
+        lora::{Expand, Precision, Shrink},
+        pack::BLOCK,
+    },
     model::{
         LoraAdapter, Matrix, ModelShape, PackError, Packer, Projection, Site, SiteDelta, lora::Values,
         plain::PlainDelta,
@@ -63,11 +67,17 @@ impl Stack {
         self.expands.iter().find(|(other, _)| *other == projection).map(|(_, expand)| expand)
     }
 
+    /// The memory of its factors, where that can be moved.
+    fn blobs(&mut self) -> impl Iterator<Item = &mut Blob> {
+        let expands = self.expands.iter_mut().filter_map(|(_, expand)| expand.blob());
+        self.shrink.blob().into_iter().chain(expands)
+    }
+
     fn pack(class: Class, deltas: Vec<PlainDelta>) -> Self {
         let kinds = deltas.iter().flat_map(|delta| [kind(&delta.a), kind(&delta.b)]);
-        let precision = precision(class, kinds);
-        let (mut stacked, mut expands, mut ranks) = (Vec::new(), Vec::new(), 0);
         let inputs = deltas.first().map_or(0, |delta| delta.a.cols);
+        let precision = precision(class, inputs, kinds);
+        let (mut stacked, mut expands, mut ranks) = (Vec::new(), Vec::new(), 0);
         for PlainDelta { projection, a, b, scale, .. } in deltas {
             let (rank, mut a_values, mut b_values) = (a.rows, a.values.to_f32(), b.values.to_f32());
             let mut scale = scale;
@@ -106,12 +116,13 @@ fn kind(matrix: &Matrix) -> Precision {
     }
 }
 
-/// The form in which factors of these kinds are kept together: their own where it is one, else one that holds them all; 16 bits
-/// in the fast class.
-fn precision(class: Class, mut kinds: impl Iterator<Item = Precision>) -> Precision {
+/// The form in which factors of these kinds are kept together. In the exact class their own where it is one, else one that holds
+/// them all; in the fast class 8 bits, or 16 where the inputs are no whole blocks.
+fn precision(class: Class, inputs: usize, mut kinds: impl Iterator<Item = Precision>) -> Precision {
     let first = kinds.next().unwrap_or(Precision::F32);
     let one = kinds.all(|kind| kind == first);
     match (class, one, first) {
+        (Class::Fast, _, _) if inputs.is_multiple_of(BLOCK) => Precision::I8,
         (_, true, Precision::F16 | Precision::BF16) => first,
         (Class::Exact, _, _) => Precision::F32,
         (Class::Fast, _, _) => Precision::F16,
@@ -146,7 +157,9 @@ impl Packer for CpuPacker {
                     })
                 });
                 let deltas: Vec<_> = deltas.collect();
-                let precision = precision(self.class, deltas.iter().flat_map(|(a, b)| [kind(a), kind(b)]));
+                let inputs = deltas.first().map_or(0, |(a, _)| a.cols);
+                let kinds = deltas.iter().flat_map(|(a, b)| [kind(a), kind(b)]);
+                let precision = precision(self.class, inputs, kinds);
                 let ranks = deltas.iter().map(|(a, _)| a.rows).sum();
                 bytes += deltas.first().map_or(0, |(a, _)| Shrink::bytes(precision, ranks, a.cols));
                 bytes += deltas.iter().map(|(_, b)| Expand::bytes(precision, b.rows, b.cols)).sum::<usize>();
@@ -172,7 +185,10 @@ impl Packer for CpuPacker {
             let deltas: Vec<PlainDelta> = deltas.collect();
             (!deltas.is_empty()).then(|| Stack::pack(self.class, deltas))
         };
-        let layers = layers.iter_mut().map(|layer| Input::ALL.map(|input| stack(layer, input))).collect();
+        let mut layers: Vec<[Option<Stack>; 4]> =
+            layers.iter_mut().map(|layer| Input::ALL.map(|input| stack(layer, input))).collect();
+        // In the order in which a step reads them.
+        Blob::gather(layers.iter_mut().flatten().flatten().flat_map(Stack::blobs));
         Ok(LoraAdapter::new(version, bytes, Arc::new(CpuAdapter { base: self.base, class: self.class, layers })))
     }
 }
@@ -199,16 +215,18 @@ mod tests {
 
     #[test]
     fn factors_keep_their_own_dtype_in_the_exact_class() {
-        use Precision::{BF16, F16, F32};
-        for (class, kinds, expected) in [
-            (Class::Exact, [F32, F32], F32),
-            (Class::Exact, [F16, F16], F16),
-            (Class::Exact, [BF16, BF16], BF16),
-            (Class::Exact, [BF16, F16], F32),
-            (Class::Fast, [F32, F32], F16),
-            (Class::Fast, [BF16, BF16], BF16),
+        use Precision::{BF16, F16, F32, I8};
+        for (class, inputs, kinds, expected) in [
+            (Class::Exact, 64, [F32, F32], F32),
+            (Class::Exact, 64, [F16, F16], F16),
+            (Class::Exact, 64, [BF16, BF16], BF16),
+            (Class::Exact, 64, [BF16, F16], F32),
+            (Class::Fast, 64, [F32, F32], I8),
+            (Class::Fast, 64, [BF16, BF16], I8),
+            (Class::Fast, 40, [F32, F32], F16),
+            (Class::Fast, 40, [BF16, BF16], BF16),
         ] {
-            assert_eq!(precision(class, kinds.into_iter()), expected, "{class:?} {kinds:?}");
+            assert_eq!(precision(class, inputs, kinds.into_iter()), expected, "{class:?} {inputs} {kinds:?}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A step's memory, kept from step to step; it grows to the largest step.
 
+use super::delta::Deltas;
 use crate::kernels::{
     pack::{BLOCK, PANEL},
     quantize::{BlockSum, QuantizedRow, QuantizedRows},
@@ -19,8 +20,10 @@ pub struct Buffers {
     pub queries: Vec<f32>,
     /// `[rows, kv_heads, head_dim]`, normed and rotated.
     pub keys: Vec<f32>,
+    /// `[rows, kv_heads, head_dim]`
+    pub values: Vec<f32>,
     pub partials: Vec<f32>,
-    pub shrunk: Vec<f32>,
+    pub deltas: Deltas,
 }
 
 /// The first `len` values of a buffer, which grows if it has to.

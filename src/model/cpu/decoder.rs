@@ -38,6 +38,8 @@ pub struct CpuDecoder {
     buffers: Buffers,
     answers: Answers,
     clock: Clock,
+    /// Whether the thread that calls `forward` has taken its place in the pool.
+    settled: bool,
 }
 
 /// Keys and values in the class's dtype.
@@ -63,9 +65,10 @@ pub fn assemble(
     kv: KvShape,
     base: Digest,
     numerics: Numerics,
-    threads: usize,
+    (threads, pin): (usize, bool),
 ) -> Result<Parts, LoadError> {
-    let mut pool = Pool::new(threads).map_err(|error| LoadError::Device(error.to_string()))?;
+    let pool = if pin { Pool::pinned(threads) } else { Pool::new(threads) };
+    let mut pool = pool.map_err(|error| LoadError::Device(error.to_string()))?;
     let network = Arc::new(Builder { weights, shape, pool: &mut pool, memory: Memory::default() }.network()?);
     let store = match numerics.class {
         Class::Exact => Store::Exact(KvStore::new(shape, kv)),
@@ -85,6 +88,7 @@ pub fn assemble(
             buffers: Buffers::default(),
             answers: Answers::default(),
             clock: Clock::default(),
+            settled: false,
         },
     })
 }
@@ -99,6 +103,11 @@ impl LanguageModel for CpuDecoder {
     }
 
     fn forward(&mut self, batch: &Batch, out: &mut StepOutput) -> Result<(), StepError> {
+        if !self.settled {
+            // Only the engine's thread calls, and it is not the one that loaded.
+            self.pool.settle();
+            self.settled = true;
+        }
         self.clock.begin();
         out.answers.clear();
         batch.check(&self.network.shape, self.kv)?;
@@ -110,7 +119,7 @@ impl LanguageModel for CpuDecoder {
             return Ok(());
         }
         let numbers = (self.base, self.numerics.class);
-        let plan = Plan::new(batch, &self.network.shape, &self.rotary, numbers, self.pool.threads())?;
+        let plan = Plan::new(batch, (&self.network.shape, self.kv), &self.rotary, numbers, self.pool.threads())?;
         self.clock.lap(Phase::Plan);
         let (network, buffers, pool) = (&*self.network, &mut self.buffers, &mut self.pool);
         let clock = &mut self.clock;

@@ -1,9 +1,12 @@
-//! Keys and values of every layer, head by head.
+//! Keys and values of every layer.
 
 use half::{f16, vec::HalfBitsVecExt};
 
 use crate::{
-    kernels::attention::{KvLayout, Stock, Stored},
+    kernels::{
+        attention::{KvLayout, KvRows, Slots, Stock, Stored},
+        huge::ask_for_large_pages,
+    },
     model::{KvShape, ModelShape},
 };
 
@@ -26,51 +29,41 @@ impl Zeros for f16 {
     }
 }
 
-/// Stored keys and values; every head of a layer has its own blocks, so that threads may write different heads at once.
+/// Stored keys and values, block by block: memory is touched as blocks are used.
 pub struct KvStore<T> {
-    pub layout: KvLayout,
-    /// Numbers of one head: `blocks · block_tokens · head_dim`.
-    pub head_values: usize,
-    layers: Vec<LayerKv<T>>,
-}
-
-/// One layer's, each `[kv_heads, blocks, block_tokens · head_dim]`.
-pub struct LayerKv<T> {
-    pub keys: Vec<T>,
-    pub values: Vec<T>,
+    layout: KvLayout,
+    /// Of each layer.
+    kv_heads: usize,
+    /// `[blocks, layers · kv_heads, 2, block_tokens · head_dim]`
+    memory: Vec<T>,
 }
 
 impl<T: Zeros> KvStore<T> {
     pub fn new(shape: &ModelShape, kv: KvShape) -> Self {
-        let layout = KvLayout { block_tokens: kv.block_tokens, head_dim: shape.head_dim };
-        let head_values = kv.blocks * layout.block_values();
-        let zeros = || T::zeros(shape.kv_heads * head_values);
-        let layers = (0..shape.layers).map(|_| LayerKv { keys: zeros(), values: zeros() }).collect();
-        Self { layout, head_values, layers }
+        let heads = shape.layers * shape.kv_heads;
+        let layout = KvLayout { block_tokens: kv.block_tokens, head_dim: shape.head_dim, heads };
+        let mut memory = T::zeros(kv.blocks * layout.block_values());
+        ask_for_large_pages(&mut memory);
+        Self { layout, kv_heads: shape.kv_heads, memory }
     }
 }
 
 impl<T: Stored> KvStore<T> {
-    pub fn layer_mut(&mut self, layer: usize) -> &mut LayerKv<T> {
-        &mut self.layers[layer]
+    pub fn head(&self, layer: usize, head: usize) -> Stock<'_, T> {
+        Stock::new(self.layout, &self.memory, layer * self.kv_heads + head)
     }
 
-    pub fn head(&self, layer: usize, head: usize) -> Stock<'_, T> {
-        let part = head * self.head_values..(head + 1) * self.head_values;
-        let LayerKv { keys, values } = &self.layers[layer];
-        Stock { layout: self.layout, keys: &keys[part.clone()], values: &values[part] }
+    /// Where the rows of a step are written, in pieces of some rows.
+    pub fn rows<'a>(&'a mut self, slots: &'a Slots, at_once: usize) -> KvRows<'a, T> {
+        KvRows::new(self.layout, &mut self.memory, slots, at_once)
     }
 
     /// Copies whole blocks, in order.
     pub fn copy(&mut self, copies: &[(u32, u32)]) {
         let length = self.layout.block_values();
         for &(from, to) in copies.iter().filter(|(from, to)| from != to) {
-            for numbers in self.layers.iter_mut().flat_map(|layer| [&mut layer.keys, &mut layer.values]) {
-                for head in numbers.chunks_exact_mut(self.head_values) {
-                    let start = from as usize * length;
-                    head.copy_within(start..start + length, to as usize * length);
-                }
-            }
+            let start = from as usize * length;
+            self.memory.copy_within(start..start + length, to as usize * length);
         }
     }
 }

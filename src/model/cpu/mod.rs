@@ -8,6 +8,7 @@ mod answer;
 mod buffers;
 mod costs;
 mod decoder;
+mod delta;
 mod kv;
 mod network;
 mod plan;
@@ -22,7 +23,7 @@ use crate::kernels::{isa::Isa, pack::Packed};
 pub enum Class {
     /// `f32` activations, keys and values; adapters in their own dtype.
     Exact,
-    /// int8 activations before quantized weights, `f16` keys and values, adapters in 16 bits.
+    /// int8 activations before quantized weights, `f16` keys and values, adapters in 8 bits.
     Fast,
 }
 

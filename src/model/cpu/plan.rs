@@ -1,9 +1,12 @@
 //! What a batch means for a step, worked out once and used by every layer.
 
-use super::{Class, adapter::CpuAdapter};
+use super::{
+    Class,
+    adapter::{CpuAdapter, Input},
+};
 use crate::{
-    kernels::attention::{Reach, partial_len, splits},
-    model::{AdapterRows, Batch, ModelShape, StepError, rope::Rotary},
+    kernels::attention::{Reach, Slots, partial_len, splits},
+    model::{AdapterRows, Batch, BatchError, KvShape, ModelShape, SequenceRows, StepError, rope::Rotary},
     terms::Digest,
 };
 
@@ -20,6 +23,8 @@ pub struct Plan<'a> {
     /// `[rows, head_dim / 2]` each.
     pub cosines: Vec<f32>,
     pub sines: Vec<f32>,
+    /// Where each row's keys and values are stored.
+    pub slots: Slots,
     pub adapters: Vec<RowsOfAdapter<'a>>,
     /// One for each sliding window in the model.
     windows: Vec<(Option<usize>, WindowPlan)>,
@@ -28,6 +33,13 @@ pub struct Plan<'a> {
 pub struct RowsOfAdapter<'a> {
     pub weights: &'a CpuAdapter,
     pub rows: &'a [u32],
+}
+
+impl RowsOfAdapter<'_> {
+    /// Whether its part at `input` reads quantized rows.
+    pub fn quantized(&self, layer: usize, input: Input) -> bool {
+        self.weights.stack(layer, input).is_some_and(|stack| stack.shrink.takes_int8())
+    }
 }
 
 /// The attention work of every layer with one window.
@@ -61,10 +73,11 @@ impl<'a> Plan<'a> {
     /// For a batch that has been checked.
     ///
     /// # Errors
-    /// [`StepError::ForeignAdapter`] if an adapter was packed for another decoder or another base.
+    /// [`StepError::ForeignAdapter`] if an adapter was packed for another decoder or another base; [`BatchError::Slot`] if two rows
+    /// are stored in one place.
     pub fn new(
         batch: &'a Batch,
-        shape: &ModelShape,
+        (shape, kv): (&ModelShape, KvShape),
         rotary: &Rotary,
         (base, class): (Digest, Class),
         threads: usize,
@@ -77,13 +90,14 @@ impl<'a> Plan<'a> {
         });
         let adapters = adapters.collect::<Result<_, StepError>>()?;
         let (cosines, sines) = rotary.at(&batch.positions);
+        let slots = Slots::new(places(batch, kv.block_tokens)).ok_or(BatchError::Slot)?;
         let mut windows: Vec<(Option<usize>, WindowPlan)> = Vec::new();
         for &window in &shape.window {
             if !windows.iter().any(|(other, _)| *other == window) {
                 windows.push((window, WindowPlan::new(batch, shape, window, threads)));
             }
         }
-        Ok(Self { batch, rows: batch.rows(), cosines, sines, adapters, windows })
+        Ok(Self { batch, rows: batch.rows(), cosines, sines, slots, adapters, windows })
     }
 
     pub fn window(&self, window: Option<usize>) -> &WindowPlan {
@@ -107,6 +121,17 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// Each row's block, and offset in it.
+fn places(batch: &Batch, block_tokens: usize) -> Vec<(usize, usize)> {
+    let of = |sequence: &SequenceRows| {
+        let (first, count) = (sequence.first_row as usize, sequence.rows as usize);
+        let positions = batch.positions[first..first + count].iter().map(|&position| position as usize);
+        let places = positions.map(|at| (sequence.blocks[at / block_tokens] as usize, at % block_tokens));
+        places.collect::<Vec<_>>()
+    };
+    batch.sequences.iter().flat_map(of).collect()
+}
+
 impl WindowPlan {
     fn new(batch: &Batch, shape: &ModelShape, window: Option<usize>, threads: usize) -> Self {
         let shared = shape.heads / shape.kv_heads;
@@ -117,15 +142,15 @@ impl WindowPlan {
         let mut plan = Self { pieces: Vec::new(), bounds: vec![0], places: Vec::new() };
         plan.places.resize(shape.kv_heads * batch.rows(), Place::default());
         let mut at = 0;
-        for kv_head in 0..shape.kv_heads {
-            for (index, sequence) in batch.sequences.iter().enumerate() {
-                let (start, count) = (sequence.first_row as usize, sequence.rows as usize);
-                for first_row in (start..start + count).step_by(at_once) {
-                    let rows = at_once.min(start + count - first_row);
-                    let position = batch.positions[first_row] as usize;
-                    let seen = splits(position..position + rows, window);
-                    // A part holds all splits or one; see `attention::join`.
-                    let parts = if split && rows == 1 { seen.len() } else { 1 };
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            let (start, count) = (sequence.first_row as usize, sequence.rows as usize);
+            for first_row in (start..start + count).step_by(at_once) {
+                let rows = at_once.min(start + count - first_row);
+                let position = batch.positions[first_row] as usize;
+                let seen = splits(position..position + rows, window);
+                // A part holds all splits or one; see `attention::join`.
+                let parts = if split && rows == 1 { seen.len() } else { 1 };
+                for kv_head in 0..shape.kv_heads {
                     for row in 0..rows {
                         let place = Place { at: at + row * length, parts, stride: length };
                         plan.places[kv_head * batch.rows() + first_row + row] = place;

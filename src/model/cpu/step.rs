@@ -4,15 +4,16 @@ use super::{
     Numerics,
     adapter::Input,
     buffers::{Buffers, Rows, Tiles, grown, rows_of},
-    kv::{KvStore, LayerKv},
+    delta::Spot,
+    kv::KvStore,
     network::{Layer, Linear, Network, PanelsOf},
     plan::Plan,
 };
 use crate::{
     kernels::{
         activation::silu_times,
-        attention::{Queries, Stored, attend, join, partial_len},
-        lora::{RANKS, expand, shrink},
+        attention::{Ahead, Queries, Stored, attend, join, partial_len},
+        lora::Inputs,
         matmul::{panel_f32, panel_int8},
         pack::PANEL,
         pool::Pool,
@@ -43,31 +44,23 @@ pub struct Step<'s, T> {
     pub clock: &'s mut Clock,
 }
 
-/// Shrunk rows of each adapter of a step, for the projections of one input.
-struct Shrunk<'a> {
-    /// For each adapter, where its numbers begin; the end at last.
-    starts: Vec<usize>,
-    values: &'a [f32],
-}
-
 impl<T: Stored> Step<'_, T> {
     /// Leaves the last layer's output in the residual; with `keys_only`, only what later steps will read is computed of it.
     pub fn run(&mut self, keys_only: bool) {
         self.embed();
         let layers = self.network.layers.len();
         for (index, layer) in self.network.layers.iter().enumerate() {
-            self.norm(&layer.attention_norm, Input::Attention, layer, index > 0);
+            self.norm(&layer.attention_norm, Input::Attention, (index, layer), index > 0);
             self.shrink(index, Input::Attention);
             self.project(index, layer, Input::Attention);
-            self.place(layer);
-            self.write(index, layer);
+            self.place(index, layer);
             if keys_only && index + 1 == layers {
                 return;
             }
             self.attend(index, layer);
             self.shrink(index, Input::Output);
             self.project(index, layer, Input::Output);
-            self.norm(&layer.mlp_norm, Input::Feed, layer, true);
+            self.norm(&layer.mlp_norm, Input::Feed, (index, layer), true);
             self.shrink(index, Input::Feed);
             self.feed(index, layer);
             self.shrink(index, Input::Down);
@@ -94,10 +87,10 @@ impl<T: Stored> Step<'_, T> {
     }
 
     /// Adds what the last projection gave, if it is `pending`, to the residual; norms it for the projections of `input`.
-    fn norm(&mut self, weight: &[f32], input: Input, layer: &Layer, pending: bool) {
+    fn norm(&mut self, weight: &[f32], input: Input, (index, layer): (usize, &Layer), pending: bool) {
         let (rows, hidden) = (self.plan.rows, self.network.shape.hidden);
         let (eps, isa) = (self.network.shape.norm_eps as f32, self.numerics.isa);
-        let quantizes = self.quantizes(layer, input);
+        let quantizes = self.quantizes(index, layer, input);
         let at_once = self.rows_at_once();
         let Buffers { residual, input, tiles, .. } = &mut *self.buffers;
         let tiles = Tiles { values: tiles, rows };
@@ -130,9 +123,11 @@ impl<T: Stored> Step<'_, T> {
         self.clock.lap(Phase::Norm);
     }
 
-    fn quantizes(&self, layer: &Layer, input: Input) -> bool {
+    /// Whether a projection or an adapter reads rows of `input` quantized.
+    fn quantizes(&self, index: usize, layer: &Layer, input: Input) -> bool {
         let mut linears = input.projections().iter().map(|&projection| layer.linear(projection));
         linears.any(|linear| self.numerics.class.quantizes(&linear.weights))
+            || self.plan.adapters.iter().any(|adapter| adapter.quantized(index, input))
     }
 
     /// Each adapter's `A x` for its rows.
@@ -140,48 +135,55 @@ impl<T: Stored> Step<'_, T> {
         if self.plan.adapters.is_empty() {
             return;
         }
-        let mut bounds = vec![0];
-        let mut work = Vec::new();
-        for adapter in &self.plan.adapters {
-            let Some(stack) = adapter.weights.stack(layer, input) else { continue };
-            for group in 0..stack.shrink.groups() {
-                work.push((adapter.rows, &stack.shrink, group));
-                bounds.push(bounds.last().copied().unwrap_or(0) + adapter.rows.len() * RANKS);
-            }
-        }
-        let shrunk = grown(&mut self.buffers.shrunk, bounds.last().copied().unwrap_or(0));
-        let (x, isa) = (self.buffers.input.floats(), self.numerics.isa);
-        self.pool.each(spans(shrunk, &bounds), |piece, out| {
-            let (rows, a, group) = work[piece];
-            shrink(isa, a, group, x, rows, out);
-        });
+        let (plan, isa) = (self.plan, self.numerics.isa);
+        let quantized = plan.adapters.iter().any(|adapter| adapter.quantized(layer, input));
+        let Buffers { input: x, deltas, .. } = &mut *self.buffers;
+        let x = Inputs { floats: x.floats(), quantized: quantized.then(|| x.quantized()) };
+        deltas.shrink(self.pool, isa, plan, Spot { layer, input }, &x);
         self.clock.lap(Phase::Shrink);
     }
 
-    fn shrunk<'a>(plan: &Plan, shrunk: &'a [f32], layer: usize, input: Input) -> Shrunk<'a> {
-        let mut starts = vec![0];
-        for adapter in &plan.adapters {
-            let groups = adapter.weights.stack(layer, input).map_or(0, |stack| stack.shrink.groups());
-            starts.push(starts.last().copied().unwrap_or(0) + groups * adapter.rows.len() * RANKS);
-        }
-        Shrunk { starts, values: shrunk }
+    /// Where the next shrink reads, after the projections of `input`.
+    fn after(&self, layer: usize, input: Input) -> Option<Spot> {
+        let (layer, input) = match input {
+            Input::Attention => (layer, Input::Output),
+            Input::Output => (layer, Input::Feed),
+            Input::Feed => (layer, Input::Down),
+            Input::Down => (layer + 1, Input::Attention),
+        };
+        (layer < self.network.layers.len()).then_some(Spot { layer, input })
     }
 
     /// The projections of `input`, base and adapters, one after the other into the tiles.
     fn project(&mut self, index: usize, layer: &Layer, input: Input) {
         let rows = self.plan.rows;
         let panels = PanelsOf::new(layer, input.projections());
-        let at_once = panels.count().div_ceil(PIECES * self.pool.threads()).max(1);
-        let Buffers { input: x, tiles, shrunk, .. } = &mut *self.buffers;
-        let shrunk = Self::shrunk(self.plan, shrunk, index, input);
-        let (x, plan, numerics) = (&*x, self.plan, self.numerics);
+        let count = panels.count();
+        let at_once = count.div_ceil(PIECES * self.pool.threads()).max(1);
+        let (spot, next) = (Spot { layer: index, input }, self.after(index, input));
+        let Buffers { input: x, tiles, deltas, .. } = &mut *self.buffers;
+        deltas.look_ahead(self.plan, next);
+        let (x, deltas, plan, numerics) = (&*x, &*deltas, self.plan, self.numerics);
         let tile = rows * PANEL;
-        let tiles = grown(tiles, panels.count() * tile);
+        let tiles = grown(tiles, count * tile);
         self.pool.each(cut(tiles, at_once * tile), |piece, tiles| {
-            for (place, tile) in tiles.chunks_exact_mut(tile).enumerate() {
-                let (projection, linear, panel) = panels.find(piece * at_once + place);
+            let first = piece * at_once;
+            for (place, tile) in (first..).zip(tiles.chunks_exact_mut(tile)) {
+                let (projection, linear, panel) = panels.find(place);
+                deltas.fetch(plan, spot, projection, panel);
+                deltas.fetch_ahead(plan, next, place, count);
                 multiply(numerics, linear, panel, x, tile);
-                adapt(numerics, plan, &shrunk, (index, input, projection), panel, tile);
+            }
+            if plan.adapters.is_empty() {
+                return;
+            }
+            let (mut place, mut rest) = (first, tiles);
+            while !rest.is_empty() {
+                let (projection, linear, panel) = panels.find(place);
+                let here = (linear.weights.panels() - panel).min(rest.len() / tile);
+                let (tiles, after) = rest.split_at_mut(here * tile);
+                deltas.expand(numerics.isa, plan, spot, (projection, panel..panel + here), tiles);
+                (place, rest) = (place + here, after);
             }
         });
         self.clock.lap(match input {
@@ -197,25 +199,30 @@ impl<T: Stored> Step<'_, T> {
         let (rows, ffn, numerics, plan) = (self.plan.rows, self.network.shape.ffn, self.numerics, self.plan);
         let panels = ffn.div_ceil(PANEL);
         let at_once = panels.div_ceil(PIECES * self.pool.threads()).max(1);
-        let Buffers { input: x, tiles, shrunk, .. } = &mut *self.buffers;
-        let shrunk = Self::shrunk(plan, shrunk, index, Input::Feed);
+        let (spot, next) = (Spot { layer: index, input: Input::Feed }, self.after(index, Input::Feed));
+        let Buffers { input: x, tiles, deltas, .. } = &mut *self.buffers;
+        deltas.look_ahead(plan, next);
+        let (input, deltas) = (&*x, &*deltas);
         let tile = rows * PANEL;
         // Gates first, so that they lie as tiles do; what is up lies behind them.
         let tiles = grown(tiles, 2 * panels * tile);
         let (gates, ups) = tiles.split_at_mut(panels * tile);
-        let input = &*x;
         self.pool.each((cut(gates, at_once * tile), cut(ups, at_once * tile)), |piece, (gates, ups)| {
-            for (place, (gate, up)) in gates.chunks_exact_mut(tile).zip(ups.chunks_exact_mut(tile)).enumerate() {
-                let panel = piece * at_once + place;
-                for (projection, tile) in [(Projection::Gate, &mut *gate), (Projection::Up, &mut *up)] {
+            let first = piece * at_once;
+            for (panel, (gate, up)) in (first..).zip(gates.chunks_exact_mut(tile).zip(ups.chunks_exact_mut(tile))) {
+                deltas.fetch_ahead(plan, next, panel, panels);
+                for (projection, tile) in [(Projection::Gate, gate), (Projection::Up, up)] {
+                    deltas.fetch(plan, spot, projection, panel);
                     multiply(numerics, layer.linear(projection), panel, input, tile);
-                    adapt(numerics, plan, &shrunk, (index, Input::Feed, projection), panel, tile);
                 }
-                silu_times(numerics.isa, gate, up);
             }
+            let here = first..first + gates.len() / tile;
+            deltas.expand(numerics.isa, plan, spot, (Projection::Gate, here.clone()), gates);
+            deltas.expand(numerics.isa, plan, spot, (Projection::Up, here), ups);
+            silu_times(numerics.isa, gates, ups);
         });
         self.clock.lap(Phase::GateUp);
-        let quantizes = self.quantizes(layer, Input::Down);
+        let quantizes = self.quantizes(index, layer, Input::Down);
         let at_once = self.rows_at_once();
         let Buffers { input: x, tiles, .. } = &mut *self.buffers;
         let tiles = Tiles { values: tiles, rows };
@@ -230,23 +237,26 @@ impl<T: Stored> Step<'_, T> {
         self.clock.lap(Phase::Quantize);
     }
 
-    /// Norms and rotates queries and keys.
-    fn place(&mut self, layer: &Layer) {
+    /// Norms and rotates queries and keys; stores keys and values, before anything reads them.
+    fn place(&mut self, index: usize, layer: &Layer) {
         let shape = &self.network.shape;
         let (rows, dim, half) = (self.plan.rows, shape.head_dim, shape.head_dim / 2);
         let (heads, kv_heads) = (shape.heads, shape.kv_heads);
         let panels = PanelsOf::new(layer, Input::Attention.projections());
-        let first_key = panels.start(Projection::Key);
+        let (first_key, first_value) = (panels.start(Projection::Key), panels.start(Projection::Value));
         let at_once = self.rows_at_once();
-        let Buffers { tiles, queries, keys, .. } = &mut *self.buffers;
+        let Buffers { tiles, queries, keys, values, .. } = &mut *self.buffers;
         let tiles = Tiles { values: tiles, rows };
         let queries = cut(grown(queries, rows * heads * dim), at_once * heads * dim);
         let keys = cut(grown(keys, rows * kv_heads * dim), at_once * kv_heads * dim);
+        let values = cut(grown(values, rows * kv_heads * dim), at_once * kv_heads * dim);
         let (plan, isa, eps) = (self.plan, self.numerics.isa, shape.norm_eps as f32);
+        let stored = self.store.rows(&plan.slots, at_once);
         let scale = (dim as f64).powf(-0.5) as f32;
-        let finish = |head: &mut [f32], raw: &mut [f32], norm: Option<&Vec<f32>>, row: usize| {
+        let finish = |head: &mut [f32], raw: &mut Vec<f32>, norm: Option<&Vec<f32>>, row: usize| {
             if let Some(weight) = norm {
-                raw.copy_from_slice(head);
+                raw.clear();
+                raw.extend_from_slice(head);
                 norm_row(isa, raw, weight, eps, head);
             }
             if layer.rotary {
@@ -255,51 +265,28 @@ impl<T: Stored> Step<'_, T> {
             }
         };
         let norms = layer.qk_norm.as_ref();
-        self.pool.each((queries, keys), |piece, (queries, keys)| {
+        self.pool.each((queries, keys, values, stored), |piece, (queries, keys, values, mut stored)| {
+            for row in 0..keys.len() / (kv_heads * dim) {
+                (0..kv_heads).for_each(|head| stored.fetch(row, index * kv_heads + head));
+            }
             tiles.copy_rows(piece * at_once, 0, heads * dim, queries);
             tiles.copy_rows(piece * at_once, first_key, kv_heads * dim, keys);
-            let mut raw = vec![0.0; dim];
-            let rows = queries.chunks_exact_mut(heads * dim).zip(keys.chunks_exact_mut(kv_heads * dim));
-            for (row, (queries, keys)) in (piece * at_once..).zip(rows) {
+            tiles.copy_rows(piece * at_once, first_value, kv_heads * dim, values);
+            let mut raw = Vec::new();
+            let keys = keys.chunks_exact_mut(kv_heads * dim).zip(values.chunks_exact(kv_heads * dim));
+            for (place, (queries, (keys, values))) in queries.chunks_exact_mut(heads * dim).zip(keys).enumerate() {
+                let row = piece * at_once + place;
                 for query in queries.chunks_exact_mut(dim) {
                     finish(query, &mut raw, norms.map(|norms| &norms.0), row);
                     query.iter_mut().for_each(|value| *value *= scale);
                 }
-                keys.chunks_exact_mut(dim).for_each(|key| finish(key, &mut raw, norms.map(|norms| &norms.1), row));
-            }
-        });
-        self.clock.lap(Phase::Rope);
-    }
-
-    /// Stores keys and values, before anything reads them.
-    fn write(&mut self, index: usize, layer: &Layer) {
-        let shape = &self.network.shape;
-        let (rows, dim, kv_heads) = (self.plan.rows, shape.head_dim, shape.kv_heads);
-        let panels = PanelsOf::new(layer, Input::Attention.projections());
-        let first_value = panels.start(Projection::Value) * PANEL;
-        let (layout, head_values) = (self.store.layout, self.store.head_values);
-        let LayerKv { keys, values } = self.store.layer_mut(index);
-        let (tiles, placed) = (Tiles { values: &self.buffers.tiles, rows }, &self.buffers.keys);
-        let batch = self.plan.batch;
-        let work = |head: usize, (keys, values): (&mut [T], &mut [T])| {
-            let mut value = vec![0.0; dim];
-            for sequence in &batch.sequences {
-                let first = sequence.first_row as usize;
-                for row in first..first + sequence.rows as usize {
-                    let key = &placed[(row * kv_heads + head) * dim..][..dim];
-                    tiles.copy(row, first_value + head * dim, &mut value);
-                    let position = batch.positions[row] as usize;
-                    layout.write(&sequence.blocks, position, (key, &value), (&mut *keys, &mut *values));
+                for (head, (key, value)) in keys.chunks_exact_mut(dim).zip(values.chunks_exact(dim)).enumerate() {
+                    finish(key, &mut raw, norms.map(|norms| &norms.1), row);
+                    stored.write(place, index * kv_heads + head, key, value);
                 }
             }
-        };
-        let heads = (cut(keys, head_values), cut(values, head_values));
-        if rows <= FEW_ROWS {
-            self.pool.here(heads, work)
-        } else {
-            self.pool.each(heads, work)
-        }
-        self.clock.lap(Phase::WriteKv);
+        });
+        self.clock.lap(Phase::Place);
     }
 
     /// Attention, and its rows as the output projection reads them.
@@ -312,15 +299,21 @@ impl<T: Stored> Step<'_, T> {
         let Buffers { queries, partials, .. } = &mut *self.buffers;
         let partials = grown(partials, plan.partials());
         let queries = &*queries;
-        self.pool.each(spans(partials, &window.bounds), |piece, out| {
-            let piece = &window.pieces[piece];
+        self.pool.each(spans(partials, &window.bounds), |number, out| {
+            let piece = &window.pieces[number];
             let first = (piece.first_row * heads + piece.kv_head * shared) * dim;
             let queries = Queries { values: &queries[first..], row_stride: heads * dim, rows: piece.rows, shared };
             let stock = store.head(index, piece.kv_head);
-            attend(isa, &stock, &plan.reach(piece, layer.window), &queries, out);
+            // A thread takes pieces in order, mostly.
+            let ahead = window.pieces.get(number + 1).map(|next| Ahead {
+                stock: store.head(index, next.kv_head),
+                blocks: plan.reach(next, layer.window).blocks,
+                splits: next.splits.clone(),
+            });
+            attend(isa, &stock, &plan.reach(piece, layer.window), &queries, ahead.as_ref(), out);
         });
         self.clock.lap(Phase::Attention);
-        let quantizes = self.quantizes(layer, Input::Output);
+        let quantizes = self.quantizes(index, layer, Input::Output);
         let at_once = self.rows_at_once();
         let Buffers { input, partials, .. } = &mut *self.buffers;
         let (width, length) = (heads * dim, partial_len(dim));
@@ -350,23 +343,6 @@ pub fn multiply(numerics: Numerics, linear: &Linear, panel: usize, x: &Rows, til
         let bias = &bias[panel * PANEL..bias.len().min((panel + 1) * PANEL)];
         for row in tile.chunks_exact_mut(PANEL) {
             row.iter_mut().zip(bias).for_each(|(output, bias)| *output += bias);
-        }
-    }
-}
-
-/// Adds each adapter's delta to its rows of a tile.
-fn adapt(
-    numerics: Numerics,
-    plan: &Plan,
-    shrunk: &Shrunk,
-    (layer, input, projection): (usize, Input, Projection),
-    panel: usize,
-    tile: &mut [f32],
-) {
-    for (adapter, bounds) in plan.adapters.iter().zip(shrunk.starts.windows(2)) {
-        let stack = adapter.weights.stack(layer, input);
-        if let Some(b) = stack.and_then(|stack| stack.expand(projection)) {
-            expand(numerics.isa, b, panel, &shrunk.values[bounds[0]..bounds[1]], adapter.rows, tile);
         }
     }
 }

@@ -1,0 +1,233 @@
+//! Factors in 8 bits, with a scale for each block: half the memory of 16 bits, which is what many adapters in one step cost.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::{Delta, Expand, RANKS, Shrink, WIDE};
+use crate::kernels::{
+    huge::Blob,
+    isa::{Isa, Level},
+    pack::{BLOCK, PANEL},
+    quantize::QuantizedRows,
+};
+
+/// Inputs that lie side by side for each rank.
+const QUAD: usize = 4;
+
+/// A factor's numbers, each `q · scale` of its block.
+///
+/// A lies in runs of 16 ranks, the last perhaps of 8: `[runs, inputs / 4, 16, 4]`, with scales `[runs, inputs / 32, 16]`. B lies as
+/// `[panels, rank, PANEL]`, with scales `[panels, PANEL]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bytes {
+    /// The numbers, then the scales.
+    blob: Blob,
+    numbers: usize,
+}
+
+/// Scales as they lie in memory, in the machine's order of bytes.
+type Scales<'a> = &'a [[u8; 2]];
+
+/// One row of activations, quantized.
+#[derive(Clone, Copy, Default)]
+struct Row<'a> {
+    /// `[inputs]`
+    q: &'a [i8],
+    /// `[inputs / 32]`
+    scales: &'a [f32],
+}
+
+/// The smallest scale with which all of `values` fit, and its inverse.
+fn scale(values: impl Iterator<Item = f32>) -> (bf16, f32) {
+    let largest = values.fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let mut scale = bf16::from_f32(largest / 127.0);
+    if scale.to_f32() * 127.0 < largest {
+        scale = bf16::from_bits(scale.to_bits() + 1);
+    }
+    let kept = scale.to_f32();
+    (scale, if kept >= f32::MIN_POSITIVE { 1.0 / kept } else { 0.0 })
+}
+
+fn rounded(value: f32) -> i8 {
+    value.round_ties_even().clamp(-127.0, 127.0) as i8
+}
+
+impl Bytes {
+    fn new(q: &[i8], scales: &[bf16]) -> Self {
+        let mut blob: Vec<u8> = Vec::with_capacity(q.len() + 2 * scales.len());
+        blob.extend(q.iter().map(|q| q.cast_unsigned()));
+        scales.iter().for_each(|scale| blob.extend(scale.to_ne_bytes()));
+        Self { blob: blob.into(), numbers: q.len() }
+    }
+
+    fn q(&self) -> &[u8] {
+        &self.blob[..self.numbers]
+    }
+
+    fn scales(&self) -> Scales<'_> {
+        self.blob[self.numbers..].as_chunks().0
+    }
+
+    /// Where the bytes lie.
+    pub fn blob(&mut self) -> &mut Blob {
+        &mut self.blob
+    }
+
+    /// A, `[ranks, inputs]`, row-major.
+    pub fn shrink(ranks: usize, inputs: usize, values: &[f32]) -> Self {
+        assert!(inputs.is_multiple_of(BLOCK), "{inputs} inputs are no whole blocks");
+        let (padded, blocks) = (ranks.next_multiple_of(RANKS), inputs / BLOCK);
+        let (mut q_all, mut scales_all) = (vec![0; padded * inputs], vec![bf16::ZERO; padded * blocks]);
+        for (rank, row) in values.chunks_exact(inputs).enumerate() {
+            let (first, place) = (rank / WIDE * WIDE, rank % WIDE);
+            let width = WIDE.min(padded - first);
+            let (q, scales) = (&mut q_all[first * inputs..], &mut scales_all[first * blocks..]);
+            for (index, block) in row.chunks_exact(BLOCK).enumerate() {
+                let (scale, inverse) = scale(block.iter().copied());
+                scales[index * width + place] = scale;
+                for (input, value) in (index * BLOCK..).zip(block) {
+                    q[(input / QUAD * width + place) * QUAD + input % QUAD] = rounded(value * inverse);
+                }
+            }
+        }
+        Self::new(&q_all, &scales_all)
+    }
+
+    /// B, `[outputs, rank]`, row-major.
+    pub fn expand(rank: usize, values: &[f32]) -> Self {
+        let outputs = (values.len() / rank).next_multiple_of(PANEL);
+        let (mut q, mut scales) = (vec![0; outputs * rank], vec![bf16::ZERO; outputs]);
+        for (output, row) in values.chunks_exact(rank).enumerate() {
+            let (scale, inverse) = scale(row.iter().copied());
+            scales[output] = scale;
+            let panel = &mut q[output / PANEL * rank * PANEL..];
+            row.iter().enumerate().for_each(|(r, value)| panel[r * PANEL + output % PANEL] = rounded(value * inverse));
+        }
+        Self::new(&q, &scales)
+    }
+
+    /// Bytes that packing takes, for so many numbers in blocks of `block`.
+    pub const fn size(numbers: usize, block: usize) -> usize {
+        numbers + numbers.div_ceil(block) * size_of::<bf16>()
+    }
+
+    /// The memory of the numbers from `from` to `to`, and of their scales, one for each `block`.
+    pub fn memory(&self, from: usize, to: usize, block: usize) -> (&[u8], Scales<'_>) {
+        (&self.q()[from..to], &self.scales()[from / block..to / block])
+    }
+}
+
+/// [`super::shrink`] of a run of ranks, whose sizes have been checked; `out` is `[groups, rows.len(), RANKS]`.
+pub fn shrink(isa: Isa, a: &Shrink, kept: &Bytes, run: usize, x: &QuantizedRows<'_>, rows: &[u32], out: &mut [f32]) {
+    assert_eq!(x.inputs, a.inputs, "inputs of the rows and of the factor");
+    let blocks = a.inputs / BLOCK;
+    let first = run * WIDE;
+    let width = WIDE.min(a.ranks.next_multiple_of(RANKS) - first);
+    let q = &kept.q()[first * a.inputs..(first + width) * a.inputs];
+    let scales = &kept.scales()[first * blocks..(first + width) * blocks];
+    let row = |index: u32| {
+        let index = index as usize;
+        Row { q: &x.q[index * a.inputs..][..a.inputs], scales: &x.scales[index * blocks..][..blocks] }
+    };
+    let group = rows.len() * RANKS;
+    match isa.0 {
+        Level::Plain => {
+            for (place, &index) in rows.iter().enumerate() {
+                let row = row(index);
+                for rank in 0..width {
+                    let at = rank / RANKS * group + place * RANKS + rank % RANKS;
+                    out[at] = plain_product(q, scales, (rank, width), row);
+                }
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => {
+            for (half, out) in out.chunks_exact_mut(group.max(1)).enumerate() {
+                for (rows, out) in rows.chunks(avx2::ROWS).zip(out.chunks_mut(avx2::ROWS * RANKS)) {
+                    let mut tile = [Row::default(); avx2::ROWS];
+                    tile.iter_mut().zip(rows).for_each(|(tile, &index)| *tile = row(index));
+                    // SAFETY: this level says that the machine has AVX2 and FMA.
+                    unsafe { avx2::shrink(q, scales, (half, width), &tile[..rows.len()], out) };
+                }
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => {
+            for first in (0..rows.len()).step_by(avx512::ROWS) {
+                let rows = &rows[first..rows.len().min(first + avx512::ROWS)];
+                let mut tile = [Row::default(); avx512::ROWS];
+                tile.iter_mut().zip(rows).for_each(|(tile, &index)| *tile = row(index));
+                let (tile, out) = (&tile[..rows.len()], &mut out[first * RANKS..]);
+                // SAFETY: this level says that the machine has AVX-512 and VNNI.
+                unsafe {
+                    match width {
+                        WIDE => avx512::shrink_wide(q, scales, tile, out, group),
+                        _ => avx512::shrink_narrow(q, scales, tile, out),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One rank's product with a row.
+fn plain_product(q: &[u8], scales: Scales<'_>, (rank, width): (usize, usize), row: Row<'_>) -> f32 {
+    let mut sum = 0.0f32;
+    for (index, (x, x_scale)) in row.q.chunks_exact(BLOCK).zip(row.scales).enumerate() {
+        let mut product = 0i32;
+        for (quad, x) in x.chunks_exact(QUAD).enumerate() {
+            let a = &q[((index * BLOCK / QUAD + quad) * width + rank) * QUAD..][..QUAD];
+            product += a.iter().zip(x).map(|(&a, &x)| i32::from(a.cast_signed()) * i32::from(x)).sum::<i32>();
+        }
+        sum += product as f32 * bf16::from_ne_bytes(scales[index * width + rank]).to_f32() * x_scale;
+    }
+    sum
+}
+
+/// [`super::expand`], whose sizes have been checked.
+pub fn expand(isa: Isa, b: &Expand, kept: &Bytes, panels: Range<usize>, delta: &Delta<'_>, tiles: &mut [f32]) {
+    let (shrunk, rows) = (delta.shrunk, delta.rows);
+    let (size, stride) = (b.rank * PANEL, tiles.len() / panels.len());
+    let q = &kept.q()[panels.start * size..panels.end * size];
+    let scales = &kept.scales()[panels.start * PANEL..panels.end * PANEL];
+    #[cfg(target_arch = "x86_64")]
+    if isa.0 >= Level::Avx512 {
+        let b = avx512::Panels { rank: b.rank, q, scales, scale: b.scale };
+        for first in (0..rows.len()).step_by(avx512::ROWS) {
+            let rows = &rows[first..rows.len().min(first + avx512::ROWS)];
+            // SAFETY: this level says that the machine has AVX-512; what is read of `shrunk` has been checked.
+            unsafe { avx512::expand(&b, shrunk, |rank| delta.at(rank) + first * RANKS, rows, tiles, stride) };
+        }
+        return;
+    }
+    let panels = q.chunks_exact(size).zip(scales.chunks_exact(PANEL));
+    for ((q, scales), tile) in panels.zip(tiles.chunks_exact_mut(stride)) {
+        #[cfg(target_arch = "x86_64")]
+        if isa.0 >= Level::Avx2 {
+            for first in (0..rows.len()).step_by(avx2::ROWS) {
+                let rows = &rows[first..rows.len().min(first + avx2::ROWS)];
+                let at = |rank| delta.at(rank) + first * RANKS;
+                // SAFETY: this level says that the machine has AVX2 and FMA; what is read of `shrunk` has been checked.
+                unsafe { avx2::expand(q, scales, shrunk, at, rows, b.scale, tile) };
+            }
+            continue;
+        }
+        for (place, &row) in rows.iter().enumerate() {
+            let mut sums = [0.0f32; PANEL];
+            for (rank, q) in q.chunks_exact(PANEL).enumerate() {
+                let t = shrunk[delta.at(rank) + place * RANKS];
+                sums.iter_mut().zip(q).for_each(|(sum, &q)| *sum += t * f32::from(q.cast_signed()));
+            }
+            let tile = &mut tile[row as usize * PANEL..][..PANEL];
+            for ((tile, sum), scale) in tile.iter_mut().zip(sums).zip(scales) {
+                *tile += sum * (bf16::from_ne_bytes(*scale).to_f32() * b.scale);
+            }
+        }
+    }
+}
