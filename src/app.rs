@@ -26,7 +26,9 @@ use crate::{
     },
     journal::{Journal, JournalError},
     metrics::Metrics,
-    model::{self, CpuDecoder, CpuOptions, DeviceChoice, Isa, KvShape, LoadError, LoadOptions, MissingIsa, ModelSource},
+    model::{
+        self, CpuDecoder, CpuOptions, DeviceChoice, Isa, KvShape, LoadError, LoadOptions, MissingIsa, ModelSource,
+    },
     store::{SqliteStore, StoreError},
     terms::{AdapterVersion, SamplingLayer},
     text::{Text, TextError, TextSource},

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Logits in a part; the last one of a row has what is left.
-pub const PART: usize = 4096;
+pub const PART: usize = 1024;
 
 /// One part of a row of logits.
 #[derive(Clone, Copy, Debug, PartialEq)]

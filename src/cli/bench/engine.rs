@@ -57,6 +57,9 @@ pub(super) fn threads(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "it is a number from 1 to 1024".into())
 }
 
+/// Adapters that many streams share.
+const SOME_ADAPTERS: usize = 8;
+
 /// What is measured.
 struct Workload {
     name: String,
@@ -64,6 +67,8 @@ struct Workload {
     adapters: usize,
     /// Rows of each stream in a step: 1 for answers, more for prompts.
     rows: usize,
+    /// Drawn at random, from the most likely tokens.
+    drawn: bool,
 }
 
 /// One workload's figures.
@@ -99,15 +104,23 @@ pub fn run(args: &EngineArgs) -> Result<(), String> {
         );
     }
     let many = usize::from(args.streams);
-    let decode = |name: String, streams, adapters| Workload { name, streams, adapters, rows: 1 };
-    let workloads = [
+    let decode = |name: String, streams, adapters| Workload { name, streams, adapters, rows: 1, drawn: false };
+    let few = SOME_ADAPTERS.min(many);
+    let mut workloads = vec![
         decode("1 stream, base".to_owned(), 1, 0),
         decode("1 stream, 1 adapter".to_owned(), 1, 1),
         decode(format!("{many} streams, base"), many, 0),
         decode(format!("{many} streams, 1 adapter"), many, 1),
-        decode(format!("{many} streams, {many} adapters"), many, many),
-        Workload { name: "prompt, 512 rows a step".to_owned(), streams: 1, adapters: 0, rows: 512 },
+        decode(format!("{many} streams, {few} adapters"), many, few),
     ];
+    if many > few {
+        workloads.push(decode(format!("{many} streams, {many} adapters"), many, many));
+    }
+    workloads.extend([
+        Workload { drawn: true, ..decode("1 stream, drawn".to_owned(), 1, 0) },
+        Workload { drawn: true, ..decode(format!("{many} streams, drawn"), many, 0) },
+        Workload { rows: 512, ..decode("prompt, 512 rows a step".to_owned(), 1, 0) },
+    ]);
     let mut all = Vec::new();
     for workload in &workloads {
         let figures = desk.measure(workload, costs.as_ref())?;
@@ -213,7 +226,8 @@ impl Desk {
         let mut batch = Batch::default();
         for stream in 0..workload.streams {
             self.extend(&mut batch, stream, position, workload.rows);
-            batch.asks.push(RowAsk { row: batch.rows() as u32 - 1, want: greedy() });
+            let want = if workload.drawn { drawn(stream, position) } else { greedy() };
+            batch.asks.push(RowAsk { row: batch.rows() as u32 - 1, want });
         }
         for (place, weights) in self.adapters.iter().take(workload.adapters).enumerate() {
             let rows = (place..workload.streams).step_by(workload.adapters).map(|row| row as u32).collect();
@@ -241,12 +255,21 @@ impl Desk {
 }
 
 fn greedy() -> Want {
+    sample(0.0, 1.0, 0.0)
+}
+
+/// As many clients ask for it; `u` goes round evenly.
+fn drawn(stream: usize, position: usize) -> Want {
+    sample(0.8, 0.95, (stream as f64 * 0.377 + position as f64 * 0.618_034).fract())
+}
+
+fn sample(temperature: f32, top_p: f32, u: f64) -> Want {
     Want::Sample(Box::new(SampleAsk {
-        temperature: 0.0,
+        temperature,
         top_k: 0,
-        top_p: 1.0,
+        top_p,
         min_p: 0.0,
-        u: 0.0,
+        u,
         adjustments: Adjustments::default(),
         top: 0,
     }))

@@ -11,12 +11,12 @@ use crate::{
         pack::PANEL,
         pool::Pool,
         quantize::{norm_quantize_row, norm_row},
-        share::{cut, spans},
+        share::cut,
         spread::{PART, Part},
     },
     model::{
         RowAnswer, RowAsk, StepOutput, Want,
-        judge::{Judged, Scratch},
+        judge::{self, Judged, Scratch},
         timing::{Clock, Phase},
     },
 };
@@ -27,8 +27,7 @@ const AT_ONCE: usize = 64;
 /// Rows that are normed in one piece.
 const FEW: usize = 4;
 
-/// Pieces of the head for each thread.
-const PIECES: usize = 16;
+const _: () = assert!(PART.is_multiple_of(PANEL), "a part is whole panels");
 
 /// Memory that answers are worked out in, kept from step to step.
 #[derive(Default)]
@@ -36,9 +35,7 @@ pub struct Answers {
     input: Rows,
     /// `[panels, asks, PANEL]`
     tiles: Vec<f32>,
-    /// `[asks, vocab]`
-    logits: Vec<f32>,
-    /// `[asks, parts]`
+    /// `[parts, asks]`
     parts: Vec<Option<Part>>,
     desks: Vec<Desk>,
 }
@@ -47,6 +44,9 @@ pub struct Answers {
 #[derive(Default)]
 struct Desk {
     scratch: Scratch,
+    /// `[vocab]`, where the ask needs them all.
+    logits: Vec<f32>,
+    parts: Vec<Part>,
     answer: Option<RowAnswer>,
 }
 
@@ -82,53 +82,48 @@ impl Ending<'_> {
             let tile = asks.len() * PANEL;
             let panels = if judged { network.head.panels() } else { 0 };
             let tiles = grown(&mut memory.tiles, panels * tile);
-            let at_once = panels.div_ceil(PIECES * pool.threads()).max(1);
+            let parts = grown(&mut memory.parts, panels.div_ceil(PART / PANEL) * asks.len());
             let x = &memory.input;
-            pool.each(cut(&mut *tiles, at_once * tile), |piece, tiles| {
-                for (place, tile) in tiles.chunks_exact_mut(tile).enumerate() {
-                    let panel = piece * at_once + place;
+            // Each part of fixed length is measured while it is near, by whoever computed it.
+            let pieces = (cut(&mut *tiles, PART / PANEL * tile), cut(&mut *parts, asks.len().max(1)));
+            pool.each(pieces, |part, (tiles, parts)| {
+                for (panel, tile) in (part * (PART / PANEL)..).zip(tiles.chunks_exact_mut(tile)) {
                     match quantizes {
                         true => panel_int8(isa, &network.head, panel, &x.quantized(), tile),
                         false => panel_f32(isa, &network.head, panel, x.floats(), tile),
                     }
                 }
+                let tiles = Tiles { values: tiles, rows: asks.len() };
+                let mut logits = [0.0; PART];
+                let logits = &mut logits[..PART.min(vocab - part * PART)];
+                for (row, measured) in parts.iter_mut().enumerate() {
+                    tiles.copy(row, 0, logits);
+                    *measured = Some(Part::of(isa, logits, 0).after(part * PART));
+                }
             });
             clock.lap(Phase::Head);
             let tiles = Tiles { values: tiles, rows: asks.len() };
-            // Every row in parts of fixed length, brought together and measured by whoever comes first.
-            let (rows, count) = (if judged { asks.len() } else { 0 }, Part::count(vocab));
-            let logits = grown(&mut memory.logits, rows * vocab);
-            let bounds: Vec<usize> = (0..rows * count)
-                .map(|part| part / count * vocab + part % count * PART)
-                .chain([rows * vocab])
-                .collect();
-            let parts = grown(&mut memory.parts, rows * count);
-            pool.each((spans(&mut *logits, &bounds), cut(&mut *parts, 1)), |piece, (logits, parts)| {
-                let (row, part) = (piece / count, piece % count);
-                if !matches!(asks[row].want, Want::Hidden) {
-                    tiles.copy(row, part * PART, logits);
-                    parts[0] = Some(Part::of(isa, logits, 0).after(part * PART));
-                }
-            });
             if memory.desks.len() < asks.len() {
                 memory.desks.resize_with(asks.len(), Desk::default);
             }
-            let (logits, parts) = (&*logits, &*parts);
+            let parts = &*parts;
             pool.each(cut(&mut memory.desks[..asks.len()], 1), |place, desks| {
                 for desk in desks {
                     let want = &asks[place].want;
-                    desk.answer = Some(match want {
-                        Want::Hidden => {
-                            let values = x.floats()[place * hidden..(place + 1) * hidden].to_vec();
-                            let finite = values.iter().all(|value| value.is_finite());
-                            if finite { RowAnswer::Hidden(values) } else { RowAnswer::NotFinite }
-                        }
-                        Want::Sample(_) | Want::Score { .. } | Want::Logits => {
-                            let parts: Vec<Part> =
-                                parts[place * count..(place + 1) * count].iter().copied().flatten().collect();
-                            let logits = &logits[place * vocab..(place + 1) * vocab];
-                            Judged::measured(logits, &parts).answer(want, &mut desk.scratch)
-                        }
+                    if matches!(want, Want::Hidden) {
+                        let values = x.floats()[place * hidden..(place + 1) * hidden].to_vec();
+                        let finite = values.iter().all(|value| value.is_finite());
+                        desk.answer = Some(if finite { RowAnswer::Hidden(values) } else { RowAnswer::NotFinite });
+                        continue;
+                    }
+                    desk.parts.clear();
+                    desk.parts.extend(parts.chunks_exact(asks.len()).filter_map(|parts| parts[place]));
+                    desk.answer = Some(if want.takes_the_best_alone() {
+                        judge::best_alone(&desk.parts)
+                    } else {
+                        let logits = grown(&mut desk.logits, vocab);
+                        tiles.copy(place, 0, logits);
+                        Judged::measured(logits, &desk.parts).answer(want, &mut desk.scratch)
                     });
                 }
             });
