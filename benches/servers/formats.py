@@ -53,10 +53,8 @@ def type_of(name, rows, wanted, layers):
 def encoded(rows, kind):
     if kind not in (Type.Q4_K, Type.Q6_K):
         return np.ascontiguousarray(gguf.quantize(rows, kind))
-    # A block of zeros has no scale to divide by; its codes mean nothing then.
-    with np.errstate(all="ignore"):
-        parts = [kquant.quantize(part, kind) for part in np.array_split(rows, max(1, rows.size >> 23))]
-    return np.concatenate(parts)
+    # In parts: the encoder's arrays are many times as large as what it encodes.
+    return np.concatenate([kquant.quantize(part, kind) for part in np.array_split(rows, max(1, rows.size >> 23))])
 
 
 def write_settings(writer, folder, config, file_type):

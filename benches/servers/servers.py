@@ -141,7 +141,7 @@ class Vllm(OpenAi):
     """vLLM for CPUs. It has its own start-up program only where the package is called `vllm`, hence the module."""
 
     def __init__(self, python, folder, dtype, threads, scratch, slots, loras):
-        prefix = Path(python).parent.parent
+        prefix = Path(python).absolute().parent.parent
         preload = [path for path in (prefix / "lib/libiomp5.so", Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")) if path.is_file()]
         environment = {
             "VLLM_CPU_KVCACHE_SPACE": "1",
