@@ -132,7 +132,7 @@ def main():
         entry = results.entry("alone", part=name)
         with tempfile.TemporaryDirectory() as scratch:
             with Tunegate(arguments.tunegate, model, arguments.threads, Path(scratch), MANY) as server:
-                PARTS[name](server, random.Random(-1), 0)
+                PARTS[name](server, random.Random("warm-up"), 0)
                 for turn in range(arguments.rounds):
                     entry["rounds"].append(PARTS[name](server, random.Random(turn), turn))
                     results.save()
