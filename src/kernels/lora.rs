@@ -112,7 +112,7 @@ impl Kept for bf16 {
 }
 
 /// One or more A matrices of one input, stacked: `[ranks, inputs]`. Numbers are kept as `[⌈ranks / 8⌉, inputs, 8]`, bytes as
-/// [`Bytes`] says.
+/// `bytes` says.
 #[derive(Clone, Debug)]
 pub struct Shrink {
     inputs: usize,
