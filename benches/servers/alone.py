@@ -15,9 +15,10 @@ Needs what `compare.py` needs; no peers.
 """
 
 import argparse
-import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -94,19 +95,15 @@ def fair(server, rng, turn):
     }
 
 
-def busy():
-    while True:
-        pass
-
-
 def neighbour(server, rng, turn):
     requests = lambda: [(words(rng, 32), None, 128) for _ in range(8)]
     quiet = throughput(Load(server, requests()).join())
-    other = multiprocessing.Process(target=busy, daemon=True)
-    other.start()
-    beside = throughput(Load(server, requests()).join())
-    other.terminate()
-    other.join()
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        beside = throughput(Load(server, requests()).join())
+    finally:
+        other.kill()
+        other.wait()
     return {"with / without": beside / quiet, "without tok/s": quiet}
 
 
@@ -132,7 +129,8 @@ def main():
         entry = results.entry("alone", part=name)
         with tempfile.TemporaryDirectory() as scratch:
             with Tunegate(arguments.tunegate, model, arguments.threads, Path(scratch), MANY) as server:
-                PARTS[name](server, random.Random("warm-up"), 0)
+                # A seed of its own, which no round has: what this one read is in the prefix cache.
+                PARTS[name](server, random.Random(arguments.rounds), 0)
                 for turn in range(arguments.rounds):
                     entry["rounds"].append(PARTS[name](server, random.Random(turn), turn))
                     results.save()
