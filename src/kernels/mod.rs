@@ -2,11 +2,12 @@
 
 pub mod activation;
 pub mod attention;
+pub mod blob;
 pub mod cores;
 pub mod dequant;
 pub mod fetch;
 pub mod heap;
-pub mod huge;
+
 pub mod isa;
 pub mod limits;
 pub mod lora;

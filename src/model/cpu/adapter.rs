@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Class;
 use crate::{
     kernels::{
-        huge::Blob,
+        blob::Blob,
         lora::{Expand, Precision, Shrink},
         pack::BLOCK,
     },

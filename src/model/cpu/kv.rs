@@ -5,7 +5,7 @@ use half::{f16, vec::HalfBitsVecExt};
 use crate::{
     kernels::{
         attention::{KvLayout, KvRows, Slots, Stock, Stored},
-        huge::ask_for_large_pages,
+        memory::ask_for_large_pages,
     },
     model::{KvShape, ModelShape},
 };
