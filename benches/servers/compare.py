@@ -2,12 +2,12 @@
 """Measures tunegate beside its peers: same weights, threads, prompts and lengths, in turns, through each one's HTTP server.
 
     python3 benches/servers/compare.py --llama-server PATH --mistralrs PYTHON --vllm PYTHON --json OUT.json
-        [--formats F16 Q8_0 …] [--workloads "8 streams" …] [--peers llama.cpp …] [--rounds 5] [--missing] [--memory]
+        [--formats F16 Q8_0 …] [--workloads "8 streams" …] [--peers llama.cpp …] [--rounds 5] [--missing] [--memory] [--instructions avx2]
 
 All servers of a format are up at the same time, idle but one. A round measures every workload on one server, then on the next, and
 the next round goes through the servers in the opposite order; ratios are taken within a round, so that what else the machine does
-falls on both sides. PYTHON has the package of that name; peers that are not named are left out. `--missing` leaves out what OUT.json
-has of this build already, and `--memory` measures memory alone, against llama.cpp. `table.py` writes the README's table from OUT.json.
+falls on both sides. PYTHON has the package of that name; peers that are not named are left out. `--instructions avx2` measures as on a machine with no wider
+vectors, for a file of its own, beside a llama.cpp that was built so. `--missing` leaves out what OUT.json has of this build already, and `--memory` measures memory alone, against llama.cpp. `table.py` writes the README's table from OUT.json.
 Needs the packages `gguf`, `numpy` and `safetensors`, the demo model (`make model`) and a release build (`make build`). `peers` installs
 the peers.
 """
@@ -26,7 +26,7 @@ import models
 import rows
 from measure import Load, decoding, median_and_range, throughput
 from prompts import prompt
-from results import Results, digest, package, version
+from results import LEVELS, Results, digest, instructions, package, version
 from rows import LLAMA, MISTRAL, VLLM
 from servers import LlamaCpp, MistralRs, Tunegate, Vllm, end_on_request
 
@@ -40,7 +40,7 @@ class Bench:
     def __init__(self, arguments, scratch):
         self.arguments, self.scratch, self.threads = arguments, scratch, arguments.threads
         self.folder = models.folder(models.SMALL)
-        self.results = Results(arguments.json, arguments.threads)
+        self.results = Results(arguments.json, arguments.threads, arguments.instructions)
         self.results.versions(self.versions())
         self.binary = digest(arguments.tunegate)
 
@@ -59,7 +59,7 @@ class Bench:
         return found
 
     def tunegate(self, model, adapters, flags=()):
-        return Tunegate(self.arguments.tunegate, model, self.threads, self.scratch, adapters, flags)
+        return Tunegate(self.arguments.tunegate, model, self.threads, self.scratch, adapters, [*instructions(self.arguments), *flags])
 
     def llama(self, model, loras, flags=()):
         return LlamaCpp(self.arguments.llama_server, model, self.threads, self.scratch, rows.STREAMS, loras, flags)
@@ -135,7 +135,7 @@ def ceilings(bench, format_):
     """What the machine could do at most with a file: answers by reading its weights, prompts by multiplying them."""
     model, limits = models.file(format_), None
     run = subprocess.run(
-        [bench.arguments.tunegate, "bench", "engine", model, "--profile", "--steps", "1", "--streams", "2", "--cpu-threads", str(bench.threads)],
+        [bench.arguments.tunegate, "bench", "engine", model, "--profile", "--steps", "1", "--streams", "2", "--cpu-threads", str(bench.threads), *instructions(bench.arguments)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     limits = re.search(r"([\d.]+) GB/s from memory, ([\d.]+) G multiply-adds/s", run.stdout)
@@ -182,6 +182,7 @@ def parsed():
     parser.add_argument("--peers", nargs="+", default=rows.PEERS, choices=rows.PEERS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--instructions", choices=LEVELS)
     parser.add_argument("--missing", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--json", type=Path)

@@ -2,7 +2,7 @@
 
     target/peers/SmolLM2-135M            the demo model as a Hugging Face folder in float32
     target/peers/SmolLM2-135M.Q8_0.gguf  that folder in one format, for each
-    target/peers/SmolLM2-padded          the same function, every width a multiple of 256
+    target/peers/wide                    the same function and adapters in sizes that K-quants take, by `scripts/make-formats`
     target/peers/random-1B               a llama of about 1B random parameters
     target/bench-adapters[-…]            adapters as PEFT folders
     target/peers/loras                   the same as llama.cpp's files
@@ -20,8 +20,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 DEMO = ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 PEERS = ROOT / "target/peers"
-SMALL, PADDED, BIG = PEERS / "SmolLM2-135M", PEERS / "SmolLM2-padded", PEERS / "random-1B"
-ADAPTERS, WIDE_ADAPTERS = ROOT / "target/bench-adapters", ROOT / "target/bench-adapters-wide"
+SMALL, WIDE, BIG = PEERS / "SmolLM2-135M", PEERS / "wide", PEERS / "random-1B"
+ADAPTERS = ROOT / "target/bench-adapters"
 NO_ADAPTERS = PEERS / "no-adapters"
 
 
@@ -37,7 +37,7 @@ def folder(path):
         if path == SMALL:
             _run("folder.py", DEMO, path)
         else:
-            _run("padded.py" if path == PADDED else "random_model.py", folder(SMALL), path)
+            _run("random_model.py", folder(SMALL), path)
     return path
 
 
@@ -51,28 +51,42 @@ def converted(path, format_):
     return target
 
 
+def wide(*arguments):
+    """What is made wider of the demo model."""
+    subprocess.run([sys.executable, ROOT / "scripts/make-formats", DEMO, WIDE, "--only", "Q4_K_M", *arguments], check=True)
+
+
 def file(format_):
     """The file that is measured in a format of `rows`."""
-    source = {rows.WIDE: PADDED, rows.BIG: BIG}.get(format_, SMALL)
-    return converted(source, "Q4_K_M" if source != SMALL else format_)
+    if format_ == rows.WIDE:
+        made = WIDE / "Q4_K_M.gguf"
+        if not made.is_file():
+            wide()
+        return made
+    return converted(BIG, "Q4_K_M") if format_ == rows.BIG else converted(SMALL, format_)
 
 
-def adapters(count, path=ADAPTERS, model=SMALL):
-    """`count` PEFT folders of random weights for a model: rank 16 on all seven projections."""
+def adapters(count, path=ADAPTERS):
+    """`count` PEFT folders of random weights for the small model: rank 16 on all seven projections."""
     found = sorted(path.glob("bench-*/adapter_config.json"))
     if len(found) < count:
-        subprocess.run([sys.executable, ROOT / "scripts/make-bench-adapters", path, str(count), "16", folder(model)], check=True)
+        subprocess.run([sys.executable, ROOT / "scripts/make-bench-adapters", path, str(count), "16"], check=True)
         found = sorted(path.glob("bench-*/adapter_config.json"))
     return [config.parent for config in found[:count]]
 
 
 def adapters_for(format_, count):
     """The folder with the adapters of a format's model; an empty one where none are used."""
-    path = {rows.WIDE: WIDE_ADAPTERS, rows.BIG: NO_ADAPTERS}.get(format_, ADAPTERS)
-    path.mkdir(parents=True, exist_ok=True)
-    if path != NO_ADAPTERS:
-        adapters(count, path, PADDED if format_ == rows.WIDE else SMALL)
-    return path
+    if format_ == rows.BIG:
+        NO_ADAPTERS.mkdir(parents=True, exist_ok=True)
+        return NO_ADAPTERS
+    small = adapters(count)
+    if format_ != rows.WIDE:
+        return ADAPTERS
+    made = WIDE / "adapters"
+    if len(list(made.glob("bench-*"))) < count:
+        wide(*(word for path in small for word in ("--adapter", path)))
+    return made
 
 
 def loras(count):

@@ -5,7 +5,7 @@
 
 As llama.cpp's own tool does it: the text is cut into chunks, each is read from an empty context, and the tokens of its second half
 are scored. That tool is asked for its figure; ours come from `/v1/completions` with `echo` and `logprobs`. Q4_K_M is judged on the
-padded small model, which computes the same function. Needs what `compare.py` needs.
+widened small model, which computes the same function. Needs what `compare.py` needs.
 """
 
 import argparse

@@ -11,20 +11,28 @@ from pathlib import Path
 # What decides which kernels run.
 TOLD = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 
+# What a level of `--cpu-instructions` uses of them.
+LEVELS = {"avx2": ("avx2", "fma", "f16c")}
 
-def machine(threads):
-    """The processor, its instruction sets, memory, kernel and the threads that were used."""
+
+def machine(threads, instructions=None):
+    """The processor, its instruction sets (or up to which level they were used), memory, kernel and the threads that were used."""
     cpu = Path("/proc/cpuinfo").read_text()
     flags = re.search(r"^flags\s*:(.*)$", cpu, re.M)[1].split()
     return {
         "processor": re.search(r"^model name\s*:\s*(.*)$", cpu, re.M)[1],
         "family, model, stepping": [int(re.search(rf"^{name}\s*:\s*(\d+)$", cpu, re.M)[1]) for name in ("cpu family", "model", "stepping")],
         "cores": len(re.findall(r"^processor\s*:", cpu, re.M)),
-        "instruction sets": [flag for flag in TOLD if flag in flags],
+        "instruction sets": [flag for flag in (TOLD if not instructions else LEVELS[instructions]) if flag in flags],
         "memory GiB": round(int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) / 2**20),
         "system": platform.release(),
         "threads": threads,
     }
+
+
+def instructions(arguments):
+    """What tunegate is told of them."""
+    return ["--cpu-instructions", arguments.instructions] if arguments.instructions else []
 
 
 def version(command, pattern=r"(\d+(?:\.\d+)+\S*)"):
@@ -47,14 +55,14 @@ def package(python, name):
 class Results:
     """Kept in a file, if there is one; saved after every addition."""
 
-    def __init__(self, path, threads=None):
-        """With `threads`, what is added was measured here, now."""
+    def __init__(self, path, threads=None, instructions=None):
+        """With `threads`, what is added was measured here, now; with `instructions`, with no wider vectors than that level has."""
         self.path = path
         # Entries of one run have it in common.
         self.at = time.strftime("%Y-%m-%d %H:%M:%S")
         self.all = json.loads(path.read_text()) if path and path.is_file() else {}
         if threads:
-            self.all["machine"] = machine(threads)
+            self.all["machine"] = machine(threads, instructions)
 
     def versions(self, found):
         self.all.setdefault("versions", {}).update(found)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Writes what `compare.py`, `alone.py` and `perplexity.py` measured as tables, with what each row is to reach.
 
-    python3 benches/servers/table.py RESULTS.json [README.md]
+    python3 benches/servers/table.py RESULTS.json [MORE.json …] [README.md]
 
-Without a README the tables are printed; with one they replace what stands between its two lines `<!-- measured -->` and
-`<!-- /measured -->`. Rows that were not measured are left out, and counted on standard error.
+Each file of results has tables of its own. Without a README they are printed; with one they replace what stands between its two lines
+`<!-- measured -->` and `<!-- /measured -->`. Rows that were not measured are left out, and counted on standard error.
 """
 
 import statistics
@@ -131,15 +131,20 @@ def rendered(results):
 
 
 def main():
-    if len(sys.argv) not in (2, 3):
+    files = [Path(name) for name in sys.argv[1:]]
+    readme = files.pop() if files and files[-1].suffix == ".md" else None
+    if not files:
         sys.exit(__doc__)
-    text, missing = rendered(Results(Path(sys.argv[1])))
-    if missing:
-        print(f"{len(missing)} rows are not measured: " + "; ".join(missing), file=sys.stderr)
-    if len(sys.argv) == 2:
-        print(text)
-        return
-    write(Path(sys.argv[2]), text)
+    texts = []
+    for file in files:
+        text, missing = rendered(Results(file))
+        texts.append(text)
+        if missing:
+            print(f"{file}: {len(missing)} rows are not measured: " + "; ".join(missing), file=sys.stderr)
+    if readme:
+        write(readme, "\n\n".join(texts))
+    else:
+        print("\n\n".join(texts))
 
 
 def write(readme, text):
