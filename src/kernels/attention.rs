@@ -134,7 +134,7 @@ pub fn attend<T: Stored>(
                 if !tile.seen[query].is_empty() {
                     let (sums, state) = partial.split_at_mut(2 * dim);
                     let (sum, fresh) = sums.split_at_mut(dim);
-                    merge(sum, state, fresh, tile.spread[query]);
+                    merge(isa, sum, state, fresh, tile.spread[query]);
                 }
             }
         }
@@ -163,8 +163,8 @@ impl<'a> Tile<'a> {
             all: 0..0,
             spread: [(0.0, 0.0); TILE],
         };
-        for (place, member) in members.enumerate() {
-            let (row, head) = (member / queries.shared, member % queries.shared);
+        let (mut row, mut head) = (members.start / queries.shared, members.start % queries.shared);
+        for place in 0..members.len() {
             tile.queries[place] = &queries.values[row * queries.row_stride + head * dim..][..dim];
             let seen = reach.seen(row);
             let (from, to) = (seen.start.max(split.start), seen.end.min(split.end));
@@ -173,6 +173,10 @@ impl<'a> Tile<'a> {
                 let all = if tile.all.is_empty() { seen.clone() } else { tile.all.clone() };
                 tile.all = all.start.min(seen.start)..all.end.max(seen.end);
                 tile.seen[place] = seen;
+            }
+            head += 1;
+            if head == queries.shared {
+                (row, head) = (row + 1, 0);
             }
         }
         tile
@@ -290,7 +294,10 @@ fn softmax(isa: Isa, scores: &mut [f32; SPLIT], seen: Range<usize>) -> (f32, f32
         Level::Plain => softmax_plain(scores, seen),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this level says that the machine has AVX2.
-        Level::Avx2 | Level::Avx512 => unsafe { softmax_avx2(scores, seen) },
+        Level::Avx2 => unsafe { softmax_avx2(scores, seen) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: this level says that the machine has AVX-512.
+        Level::Avx512 => unsafe { softmax_avx512(scores, seen) },
     }
 }
 
@@ -301,35 +308,63 @@ fn softmax_avx2(scores: &mut [f32; SPLIT], seen: Range<usize>) -> (f32, f32) {
     softmax_plain(scores, seen)
 }
 
+/// The same again.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn softmax_avx512(scores: &mut [f32; SPLIT], seen: Range<usize>) -> (f32, f32) {
+    softmax_plain(scores, seen)
+}
+
+/// Scores whose weights are summed up apart, by position.
+const LANES: usize = 16;
+
 #[inline(always)]
 fn softmax_plain(scores: &mut [f32; SPLIT], seen: Range<usize>) -> (f32, f32) {
-    // In eights, counted from the split's start, so that the order of the sum does not depend on what is seen.
-    let eights = seen.start / 8 * 8..seen.end.next_multiple_of(8);
-    scores[eights.start..seen.start].fill(f32::NEG_INFINITY);
-    scores[seen.end..eights.end].fill(f32::NEG_INFINITY);
-    let scores = &mut scores[eights];
-    let (mut largest, mut sums) = ([f32::NEG_INFINITY; 8], [0.0f32; 8]);
-    for eight in scores.chunks_exact(8) {
-        largest
-            .iter_mut()
-            .zip(eight)
-            .for_each(|(largest, &score)| *largest = if score > *largest { score } else { *largest });
+    // Whole lanes, counted from the split's start, so that the order of the sum does not depend on what is seen.
+    let whole = seen.start / LANES * LANES..seen.end.next_multiple_of(LANES);
+    scores[whole.start..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..whole.end].fill(f32::NEG_INFINITY);
+    let (scores, _) = scores[whole].as_chunks_mut::<LANES>();
+    let (mut largest, mut sums) = ([f32::NEG_INFINITY; LANES], [0.0f32; LANES]);
+    for scores in scores.iter() {
+        for (largest, &score) in largest.iter_mut().zip(scores) {
+            *largest = if score > *largest { score } else { *largest };
+        }
     }
-    let max = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    for eight in scores.chunks_exact_mut(8) {
-        for (score, sum) in eight.iter_mut().zip(&mut sums) {
+    let max = largest.into_iter().fold(f32::NEG_INFINITY, |max, score| if score > max { score } else { max });
+    for scores in scores {
+        for (score, sum) in scores.iter_mut().zip(&mut sums) {
             let weight = exp(*score - max);
             *score = if *score == f32::NEG_INFINITY { 0.0 } else { weight };
             *sum += *score;
         }
     }
-    let [a, b, c, d, e, f, g, h] = sums;
-    (max, ((a + b) + (c + d)) + ((e + f) + (g + h)))
+    for width in [8, 4, 2, 1] {
+        (0..width).for_each(|lane| sums[lane] += sums[lane + width]);
+    }
+    (max, sums[0])
 }
 
 /// Joins the next split's `fresh` sum of values to `sum`; `state` is the largest score so far, the sum of weights, and 1 if there
 /// is anything yet.
-fn merge(sum: &mut [f32], state: &mut [f32], fresh: &[f32], (max, weights): (f32, f32)) {
+fn merge(isa: Isa, sum: &mut [f32], state: &mut [f32], fresh: &[f32], spread: (f32, f32)) {
+    match isa.0 {
+        Level::Plain => merge_plain(sum, state, fresh, spread),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these levels say that the machine has AVX2.
+        Level::Avx2 | Level::Avx512 => unsafe { merge_avx2(sum, state, fresh, spread) },
+    }
+}
+
+/// The same, in wider vectors: the same bits.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn merge_avx2(sum: &mut [f32], state: &mut [f32], fresh: &[f32], spread: (f32, f32)) {
+    merge_plain(sum, state, fresh, spread);
+}
+
+#[inline(always)]
+fn merge_plain(sum: &mut [f32], state: &mut [f32], fresh: &[f32], (max, weights): (f32, f32)) {
     if state[2] == 0.0 {
         sum.copy_from_slice(fresh);
         (state[0], state[1], state[2]) = (max, weights, 1.0);
@@ -346,12 +381,12 @@ fn merge(sum: &mut [f32], state: &mut [f32], fresh: &[f32], (max, weights): (f32
 /// `parts`, `stride` apart; `out` is `[head_dim]`.
 ///
 /// A part holds either all splits or one: other groupings would round differently.
-pub fn join(partials: &[f32], parts: usize, stride: usize, out: &mut [f32]) {
+pub fn join(isa: Isa, partials: &[f32], parts: usize, stride: usize, out: &mut [f32]) {
     let (dim, mut state) = (out.len(), [0.0; 3]);
     for part in 0..parts {
         let partial = &partials[part * stride..][..partial_len(dim)];
         if partial[2 * dim + 2] != 0.0 {
-            merge(out, &mut state, &partial[..dim], (partial[2 * dim], partial[2 * dim + 1]));
+            merge(isa, out, &mut state, &partial[..dim], (partial[2 * dim], partial[2 * dim + 1]));
         }
     }
     let inverse = 1.0 / state[1];

@@ -12,18 +12,18 @@ use half::{bf16, f16};
 
 use self::bytes::Bytes;
 use super::{
+    blob::Blob,
     fetch::fetch,
-    huge::Blob,
     isa::{Isa, Level},
     pack::{BLOCK, PANEL},
     quantize::QuantizedRows,
 };
 
-/// Ranks that lie side by side in what is shrunk: a group.
-pub const RANKS: usize = 8;
+/// Ranks that lie side by side in a factor of numbers: a group.
+const RANKS: usize = 8;
 
-/// Ranks that one run of shrinking takes; the last takes what is left.
-const WIDE: usize = 2 * RANKS;
+/// Ranks that one run of shrinking takes, and that lie side by side in what is shrunk; the last run takes what is left.
+pub const RUN: usize = 2 * RANKS;
 
 /// A factor's numbers in the form they are kept in.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +70,13 @@ pub struct Inputs<'a> {
     /// `[rows, inputs]`
     pub floats: &'a [f32],
     pub quantized: Option<QuantizedRows<'a>>,
+}
+
+impl Inputs<'_> {
+    /// The rows from `row` on, of `inputs` numbers each.
+    pub fn rest(&self, inputs: usize, row: usize) -> Self {
+        Self { floats: &self.floats[row * inputs..], quantized: self.quantized.as_ref().map(|rows| rows.rest(row)) }
+    }
 }
 
 /// How a number is kept by itself.
@@ -159,20 +166,19 @@ impl Shrink {
         matches!(self.values, Factor::I8(_))
     }
 
-    /// Groups of [`RANKS`] ranks.
-    pub fn groups(&self) -> usize {
-        self.ranks.div_ceil(RANKS)
+    pub fn inputs(&self) -> usize {
+        self.inputs
     }
 
-    /// Runs of ranks: what is shared out among threads.
+    /// Runs of ranks: what can be shared out among threads.
     pub fn runs(&self) -> usize {
-        self.ranks.div_ceil(WIDE)
+        self.ranks.div_ceil(RUN)
     }
 
     /// The groups of a run: one or two.
-    pub fn groups_of(&self, run: usize) -> Range<usize> {
-        let first = run * (WIDE / RANKS);
-        first..self.groups().min(first + WIDE / RANKS)
+    fn groups_of(&self, run: usize) -> Range<usize> {
+        let first = run * (RUN / RANKS);
+        first..self.ranks.div_ceil(RANKS).min(first + RUN / RANKS)
     }
 
     /// Asks for part `part` of `parts` of a run's memory before it is needed.
@@ -193,22 +199,23 @@ impl Shrink {
     }
 }
 
-/// `A x` for one run of ranks: `out` is `[groups of the run, rows.len(), RANKS]`, from rows `rows` of `x`.
+/// `A x` for one run of ranks, for rows `rows`; `x` and `out`, `[_, RUN]`, hold the rows from row `first` on. Of a last run with 8
+/// ranks or fewer, only the first half of a row's place is written.
 ///
 /// # Panics
-/// If there is no such run or row, `out` has another size, or rows are not quantized that have to be.
-pub fn shrink(isa: Isa, a: &Shrink, run: usize, x: &Inputs<'_>, rows: &[u32], out: &mut [f32]) {
+/// If there is no such run, row or place, or rows are not quantized that have to be.
+pub fn shrink(isa: Isa, a: &Shrink, run: usize, x: &Inputs<'_>, rows: &[u32], first: usize, out: &mut [f32]) {
     let groups = a.groups_of(run);
-    let group_len = rows.len() * RANKS;
-    assert_eq!(out.len(), groups.len() * group_len, "shrunk rows");
-    if rows.is_empty() {
-        return;
-    }
-    let outs = groups.zip(out.chunks_exact_mut(group_len));
+    let places = out.len() / RUN;
+    assert!(
+        rows.iter().all(|&row| (first..first + places).contains(&(row as usize))),
+        "{places} places from {first} on"
+    );
+    let rows = Listed { rows, first };
     match &a.values {
-        Factor::F32(values) => outs.for_each(|(group, out)| shrink_from(isa, a, values, group, x.floats, rows, out)),
-        Factor::F16(values) => outs.for_each(|(group, out)| shrink_from(isa, a, values, group, x.floats, rows, out)),
-        Factor::BF16(values) => outs.for_each(|(group, out)| shrink_from(isa, a, values, group, x.floats, rows, out)),
+        Factor::F32(values) => shrink_from(isa, a, values, groups, x.floats, rows, out),
+        Factor::F16(values) => shrink_from(isa, a, values, groups, x.floats, rows, out),
+        Factor::BF16(values) => shrink_from(isa, a, values, groups, x.floats, rows, out),
         Factor::I8(kept) => {
             let x = x.quantized.as_ref().expect("quantized rows before a factor in 8 bits");
             bytes::shrink(isa, a, kept, run, x, rows, out);
@@ -216,26 +223,62 @@ pub fn shrink(isa: Isa, a: &Shrink, run: usize, x: &Inputs<'_>, rows: &[u32], ou
     }
 }
 
-fn shrink_from<T: Kept>(isa: Isa, a: &Shrink, values: &[T], group: usize, x: &[f32], rows: &[u32], out: &mut [f32]) {
+/// Rows by their numbers in a step; what is read and written of them begins with row `first`.
+#[derive(Clone, Copy)]
+struct Listed<'a> {
+    rows: &'a [u32],
+    first: usize,
+}
+
+impl<'a> Listed<'a> {
+    /// Their places, up to `most` at once.
+    fn tiles(self, most: usize) -> impl Iterator<Item = impl Iterator<Item = usize> + Clone + 'a> {
+        let first = self.first;
+        self.rows.chunks(most).map(move |rows| rows.iter().map(move |&row| row as usize - first))
+    }
+}
+
+fn shrink_from<T: Kept>(
+    isa: Isa,
+    a: &Shrink,
+    values: &[T],
+    groups: Range<usize>,
+    x: &[f32],
+    rows: Listed<'_>,
+    out: &mut [f32],
+) {
     let size = a.inputs * RANKS;
-    let values = &values[group * size..(group + 1) * size];
-    let row = |index: u32| &x[index as usize * a.inputs..][..a.inputs];
+    for (half, group) in groups.enumerate() {
+        let values = &values[group * size..(group + 1) * size];
+        shrink_group(isa, values, |place| (&x[place * a.inputs..][..a.inputs], place * RUN + half * RANKS), rows, out);
+    }
+}
+
+/// One group of ranks; `row` says for a place what is read there, and where the products go.
+fn shrink_group<'x, T: Kept>(
+    isa: Isa,
+    values: &[T],
+    row: impl Fn(usize) -> (&'x [f32], usize),
+    rows: Listed<'_>,
+    out: &mut [f32],
+) {
     match isa.0 {
         Level::Plain => {
-            for (&index, out) in rows.iter().zip(out.chunks_exact_mut(RANKS)) {
+            for (x, to) in rows.tiles(1).flatten().map(row) {
+                let out = &mut out[to..][..RANKS];
                 out.fill(0.0);
-                for (x, values) in row(index).iter().zip(values.chunks_exact(RANKS)) {
+                for (x, values) in x.iter().zip(values.chunks_exact(RANKS)) {
                     out.iter_mut().zip(values).for_each(|(out, value)| *out += x * value.number());
                 }
             }
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::Avx512 => {
-            for (rows, out) in rows.chunks(avx2::SHRINK_ROWS).zip(out.chunks_mut(avx2::SHRINK_ROWS * RANKS)) {
-                let mut tile: [&[f32]; avx2::SHRINK_ROWS] = [&[]; avx2::SHRINK_ROWS];
-                tile.iter_mut().zip(rows).for_each(|(tile, &index)| *tile = row(index));
+            for rows in rows.tiles(avx2::SHRINK_ROWS) {
+                let mut tile: [(&[f32], usize); avx2::SHRINK_ROWS] = [(&[], 0); avx2::SHRINK_ROWS];
+                let count = tile.iter_mut().zip(rows).map(|(tile, place)| *tile = row(place)).count();
                 // SAFETY: this level says that the machine has AVX2, FMA and F16C.
-                unsafe { avx2::shrink(values, &tile[..rows.len()], out) };
+                unsafe { avx2::shrink(values, &tile[..count], out) };
             }
         }
     }
@@ -279,15 +322,15 @@ impl Expand {
         self.values.blob()
     }
 
-    /// Asks for a panel's memory before it is needed.
-    pub fn fetch(&self, panel: usize) {
-        let (first, size) = (panel * PANEL * self.rank, PANEL * self.rank);
+    /// Asks for the memory of some panels before it is needed.
+    pub fn fetch(&self, panels: Range<usize>) {
+        let (first, end) = (panels.start * PANEL * self.rank, panels.end * PANEL * self.rank);
         match &self.values {
-            Factor::F32(values) => fetch(&values[first..first + size]),
-            Factor::F16(values) => fetch(&values[first..first + size]),
-            Factor::BF16(values) => fetch(&values[first..first + size]),
+            Factor::F32(values) => fetch(&values[first..end]),
+            Factor::F16(values) => fetch(&values[first..end]),
+            Factor::BF16(values) => fetch(&values[first..end]),
             Factor::I8(kept) => {
-                let (values, scales) = kept.memory(first, first + size, self.rank);
+                let (values, scales) = kept.memory(first, end, self.rank);
                 fetch(values);
                 fetch(scales);
             }
@@ -300,19 +343,34 @@ impl Expand {
     }
 }
 
-/// Adds `s · B t` to the rows `rows` of the tiles of `panels` (`[panels, _, PANEL]`); `shrunk` is `[groups, rows.len(), RANKS]`, as
-/// [`shrink`] gives it run by run.
+/// Shrunk rows, `[runs, rows, RUN]`: a rank's numbers of all rows of a step, by the row's number in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Shrunk<'a> {
+    pub values: &'a [f32],
+    pub rows: usize,
+}
+
+impl Shrunk<'_> {
+    /// Where a stack's rank `rank` of row 0 is; the other rows' follow, [`RUN`] apart.
+    #[inline]
+    fn at(&self, rank: usize) -> usize {
+        rank / RUN * self.rows * RUN + rank % RUN
+    }
+}
+
+/// Adds `s · B t` to the rows `rows` of the tiles of `panels` (`[panels, _, PANEL]`), with what [`shrink`] gave as t.
 ///
 /// # Panics
 /// If there is no such panel or row, or `shrunk` is too short.
-pub fn expand(isa: Isa, b: &Expand, panels: Range<usize>, shrunk: &[f32], rows: &[u32], tiles: &mut [f32]) {
+pub fn expand(isa: Isa, b: &Expand, panels: Range<usize>, shrunk: Shrunk<'_>, rows: &[u32], tiles: &mut [f32]) {
     if panels.is_empty() {
         return;
     }
     let most = rows.iter().max().map_or(0, |&row| row as usize + 1);
     let tile = tiles.len() / panels.len();
     assert!(tile * panels.len() == tiles.len() && tile >= most * PANEL, "tiles of {most} rows");
-    assert!(shrunk.len() >= (b.first + b.rank).div_ceil(RANKS) * rows.len() * RANKS, "shrunk rows");
+    let runs = (b.first + b.rank).div_ceil(RUN);
+    assert!(most <= shrunk.rows && shrunk.values.len() >= runs * shrunk.rows * RUN, "shrunk rows");
     let delta = Delta { shrunk, first: b.first, rows };
     match &b.values {
         Factor::F32(values) => expand_from(isa, b, values, panels, &delta, tiles),
@@ -339,32 +397,30 @@ fn expand_from<T: Kept>(
 
 /// The rows that a B is added to, and their shrunk numbers.
 struct Delta<'a> {
-    /// `[groups, rows, RANKS]`
-    shrunk: &'a [f32],
+    shrunk: Shrunk<'a>,
     /// Of the B's ranks in the stack.
     first: usize,
     rows: &'a [u32],
 }
 
 impl Delta<'_> {
-    /// Where rank `rank` of the first row is; the other rows' follow, [`RANKS`] apart.
+    /// Where rank `rank` of the B is for row 0.
     #[inline]
     fn at(&self, rank: usize) -> usize {
-        let stacked = self.first + rank;
-        stacked / RANKS * self.rows.len() * RANKS + stacked % RANKS
+        self.shrunk.at(self.first + rank)
     }
 }
 
 fn expand_panel<T: Kept>(isa: Isa, b: &Expand, values: &[T], panel: usize, delta: &Delta<'_>, tile: &mut [f32]) {
     let size = b.rank * PANEL;
-    let (shrunk, rows) = (delta.shrunk, delta.rows);
+    let (shrunk, rows) = (delta.shrunk.values, delta.rows);
     let values = &values[panel * size..(panel + 1) * size];
     match isa.0 {
         Level::Plain => {
-            for (place, &row) in rows.iter().enumerate() {
+            for &row in rows {
                 let mut sums = [0.0f32; PANEL];
                 for (rank, values) in values.chunks_exact(PANEL).enumerate() {
-                    let t = shrunk[delta.at(rank) + place * RANKS];
+                    let t = shrunk[delta.at(rank) + row as usize * RUN];
                     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += t * value.number());
                 }
                 let tile = &mut tile[row as usize * PANEL..][..PANEL];
@@ -373,11 +429,10 @@ fn expand_panel<T: Kept>(isa: Isa, b: &Expand, values: &[T], panel: usize, delta
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::Avx512 => {
-            for first in (0..rows.len()).step_by(avx2::EXPAND_ROWS) {
-                let rows = &rows[first..rows.len().min(first + avx2::EXPAND_ROWS)];
+            for rows in rows.chunks(avx2::EXPAND_ROWS) {
                 // SAFETY: this level says that the machine has AVX2, FMA and F16C; what is read of `shrunk` and of the tile has
                 // been checked above.
-                unsafe { avx2::expand(values, shrunk, |rank| delta.at(rank) + first * RANKS, rows, b.scale, tile) };
+                unsafe { avx2::expand(values, shrunk, |rank| delta.at(rank), rows, b.scale, tile) };
             }
         }
     }

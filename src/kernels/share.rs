@@ -86,6 +86,68 @@ unsafe impl<'a, T: Send> Share for Spans<'a, T> {
     }
 }
 
+/// A grid `[lines, length]` in bands: piece `i` has columns `i · width .. (i + 1) · width` of every line.
+pub struct Bands<'a, T> {
+    data: *mut T,
+    lines: usize,
+    length: usize,
+    width: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: as for `Cut`.
+unsafe impl<T: Send> Sync for Bands<'_, T> {}
+
+/// Cuts a grid of lines of `length` values into bands of `width` columns; the last may be narrower.
+///
+/// # Panics
+/// If `width` is 0, or the values are no whole lines.
+pub fn bands<T: Send>(grid: &mut [T], length: usize, width: usize) -> Bands<'_, T> {
+    assert!(width > 0, "bands of nothing");
+    let lines = grid.len().checked_div(length).unwrap_or(0);
+    assert_eq!(grid.len(), lines * length, "lines of {length}");
+    Bands { data: grid.as_mut_ptr(), lines, length, width, slice: PhantomData }
+}
+
+/// Some columns of every line of a grid.
+pub struct Band<'a, T> {
+    data: *mut T,
+    lines: usize,
+    length: usize,
+    width: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Band<'_, T> {
+    /// Its part of a line.
+    ///
+    /// # Panics
+    /// If there is no such line.
+    pub fn line(&mut self, line: usize) -> &mut [T] {
+        assert!(line < self.lines, "line {line} of {}", self.lines);
+        // SAFETY: the line is there, and these columns of it are this band's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(line * self.length), self.width) }
+    }
+}
+
+// SAFETY: bands have different columns, so no two overlap.
+unsafe impl<'a, T: Send> Share for Bands<'a, T> {
+    type Piece = Band<'a, T>;
+
+    /// As many as `length` has, though there be no line.
+    fn pieces(&self) -> usize {
+        self.length.div_ceil(self.width)
+    }
+
+    unsafe fn piece(&self, index: usize) -> Band<'a, T> {
+        let start = index * self.width;
+        let width = self.width.min(self.length - start);
+        // SAFETY: `start` is below `length`; without lines nothing is read or written there.
+        let data = if self.lines == 0 { self.data } else { unsafe { self.data.add(start) } };
+        Band { data, lines: self.lines, length: self.length, width, slice: PhantomData }
+    }
+}
+
 /// Pieces that go together: as many of each.
 macro_rules! together {
     ($($part:ident $place:tt),*) => {
@@ -111,6 +173,7 @@ together!(A 0, B 1);
 together!(A 0, B 1, C 2);
 together!(A 0, B 1, C 2, D 3);
 together!(A 0, B 1, C 2, D 3, E 4);
+together!(A 0, B 1, C 2, D 3, E 4, F 5);
 
 #[cfg(test)]
 mod tests {
@@ -131,6 +194,20 @@ mod tests {
         // SAFETY: one piece at a time.
         let lengths: Vec<usize> = (0..shared.pieces()).map(|index| unsafe { shared.piece(index) }.len()).collect();
         assert_eq!(lengths, [0, 8]);
+    }
+
+    #[test]
+    fn bands_cover_a_grid_once() {
+        let mut grid: Vec<usize> = vec![0; 3 * 5];
+        let shared = bands(&mut grid, 5, 2);
+        assert_eq!(shared.pieces(), 3);
+        for index in 0..3 {
+            // SAFETY: one piece at a time.
+            let mut band = unsafe { shared.piece(index) };
+            (0..3).for_each(|line| band.line(line).iter_mut().for_each(|value| *value += 10 * line + index));
+        }
+        assert_eq!(grid, [0, 0, 1, 1, 2, 10, 10, 11, 11, 12, 20, 20, 21, 21, 22]);
+        assert_eq!(bands(&mut [0u8; 0], 5, 2).pieces(), 3, "as many where there is no line");
     }
 
     #[test]

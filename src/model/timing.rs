@@ -10,7 +10,7 @@ pub enum Phase {
     Embed,
     /// Residual additions, norms, and the quantization behind them.
     Norm,
-    /// Adapters' A.
+    /// Adapters' A, where it is not shrunk with the rows themselves.
     Shrink,
     /// Query, key and value, with adapters' B; as for the other projections.
     Qkv,

@@ -90,7 +90,7 @@ impl<T: Stored> Context<T> {
         attend(isa, &self.stock(), reach, queries, Some(&ahead), &mut partials);
         let mut out = vec![0.0; count * dim];
         for (partial, out) in partials.chunks_exact(length).zip(out.chunks_exact_mut(dim)) {
-            join(partial, 1, length, out);
+            join(isa, partial, 1, length, out);
         }
         out
     }
@@ -194,7 +194,7 @@ fn splits_on_their_own_join_to_the_same_bits() {
         }
         for head in 0..3 {
             let mut out = vec![0.0; 64];
-            join(&partials[head * length..], parts, 3 * length, &mut out);
+            join(Isa::best(), &partials[head * length..], parts, 3 * length, &mut out);
             assert_eq!(out, whole[head * 64..(head + 1) * 64]);
         }
     }

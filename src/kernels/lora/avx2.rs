@@ -6,7 +6,7 @@ use std::arch::x86_64::{
     _mm256_storeu_ps,
 };
 
-use super::{Form, Kept, PANEL, RANKS};
+use super::{Form, Kept, PANEL, RANKS, RUN};
 
 /// Rows that share each number of A read.
 pub const SHRINK_ROWS: usize = 3;
@@ -36,9 +36,9 @@ unsafe fn load<T: Kept>(from: *const T) -> __m256 {
     }
 }
 
-/// The products of rows `x` with eight ranks' `values` (`[inputs, 8]`) go to `out` (`[rows, 8]`).
+/// The products of rows `x` with eight ranks' `values` (`[inputs, 8]`) go to each row's place in `out`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn shrink<T: Kept>(values: &[T], x: &[&[f32]], out: &mut [f32]) {
+pub fn shrink<T: Kept>(values: &[T], x: &[(&[f32], usize)], out: &mut [f32]) {
     match x.len() {
         1 => shrink_tile::<1, T>(values, x, out),
         2 => shrink_tile::<2, T>(values, x, out),
@@ -48,9 +48,9 @@ pub fn shrink<T: Kept>(values: &[T], x: &[&[f32]], out: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn shrink_tile<const N: usize, T: Kept>(values: &[T], x: &[&[f32]], out: &mut [f32]) {
+fn shrink_tile<const N: usize, T: Kept>(values: &[T], rows: &[(&[f32], usize)], out: &mut [f32]) {
     let inputs = values.len() / RANKS;
-    let x: [&[f32]; N] = std::array::from_fn(|row| &x[row][..inputs]);
+    let x: [&[f32]; N] = std::array::from_fn(|row| &rows[row].0[..inputs]);
     let mut sums = [[_mm256_setzero_ps(); N]; CHAINS];
     let whole = inputs / CHAINS * CHAINS;
     for first in (0..whole).step_by(CHAINS) {
@@ -71,7 +71,8 @@ fn shrink_tile<const N: usize, T: Kept>(values: &[T], x: &[&[f32]], out: &mut [f
             *sum = _mm256_fmadd_ps(_mm256_set1_ps(x[place]), value, *sum);
         }
     }
-    for (row, out) in out.chunks_exact_mut(RANKS).take(N).enumerate() {
+    for (row, &(_, to)) in rows.iter().enumerate().take(N) {
+        let out = &mut out[to..][..RANKS];
         let (even, odd) = (_mm256_add_ps(sums[0][row], sums[1][row]), _mm256_add_ps(sums[2][row], sums[3][row]));
         // SAFETY: `out` has room for 8.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_add_ps(even, odd)) };
@@ -79,10 +80,10 @@ fn shrink_tile<const N: usize, T: Kept>(values: &[T], x: &[&[f32]], out: &mut [f
 }
 
 /// Adds to the rows `rows` of `tile` (`[_, 16]`) their products with `values` (`[rank, 16]`), times `scale`; `at` says where
-/// the first row's shrunk number of a rank is; the next rows' are 8 apart.
+/// the shrunk number of a rank is for row 0.
 ///
 /// # Safety
-/// `shrunk` holds what `at` says for every rank, and every row lies in `tile`.
+/// `shrunk` holds what `at` says for every rank and row, and every row lies in `tile`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn expand<T: Kept>(
     values: &[T],
@@ -116,14 +117,17 @@ unsafe fn expand_tile<const N: usize, T: Kept>(
     tile: &mut [f32],
 ) {
     let mut sums = [[_mm256_setzero_ps(); 2]; N];
+    // SAFETY: the caller's promise.
+    let shrunk: [*const f32; N] =
+        std::array::from_fn(|place| unsafe { shrunk.as_ptr().add(rows[place] as usize * RUN) });
     for rank in 0..values.len() / PANEL {
         // SAFETY: rank `rank` has 16 values; the caller's promise for `shrunk`.
         unsafe {
             let low = load(values.as_ptr().add(rank * PANEL));
             let high = load(values.as_ptr().add(rank * PANEL + 8));
-            let shrunk = shrunk.as_ptr().add(at(rank));
-            for (place, sums) in sums.iter_mut().enumerate() {
-                let t = _mm256_set1_ps(*shrunk.add(place * RANKS));
+            let at = at(rank);
+            for (shrunk, sums) in shrunk.iter().zip(&mut sums) {
+                let t = _mm256_set1_ps(*shrunk.add(at));
                 sums[0] = _mm256_fmadd_ps(t, low, sums[0]);
                 sums[1] = _mm256_fmadd_ps(t, high, sums[1]);
             }

@@ -9,9 +9,9 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{Delta, Expand, RANKS, Shrink, WIDE};
+use super::{Delta, Expand, Listed, RANKS, RUN, Shrink};
 use crate::kernels::{
-    huge::Blob,
+    blob::Blob,
     isa::{Isa, Level},
     pack::{BLOCK, PANEL},
     quantize::QuantizedRows,
@@ -41,6 +41,8 @@ struct Row<'a> {
     q: &'a [i8],
     /// `[inputs / 32]`
     scales: &'a [f32],
+    /// Where its products go.
+    to: usize,
 }
 
 /// The smallest scale with which all of `values` fit, and its inverse.
@@ -85,8 +87,8 @@ impl Bytes {
         let (padded, blocks) = (ranks.next_multiple_of(RANKS), inputs / BLOCK);
         let (mut q_all, mut scales_all) = (vec![0; padded * inputs], vec![bf16::ZERO; padded * blocks]);
         for (rank, row) in values.chunks_exact(inputs).enumerate() {
-            let (first, place) = (rank / WIDE * WIDE, rank % WIDE);
-            let width = WIDE.min(padded - first);
+            let (first, place) = (rank / RUN * RUN, rank % RUN);
+            let width = RUN.min(padded - first);
             let (q, scales) = (&mut q_all[first * inputs..], &mut scales_all[first * blocks..]);
             for (index, block) in row.chunks_exact(BLOCK).enumerate() {
                 let (scale, inverse) = scale(block.iter().copied());
@@ -123,52 +125,56 @@ impl Bytes {
     }
 }
 
-/// [`super::shrink`] of a run of ranks, whose sizes have been checked; `out` is `[groups, rows.len(), RANKS]`.
-pub fn shrink(isa: Isa, a: &Shrink, kept: &Bytes, run: usize, x: &QuantizedRows<'_>, rows: &[u32], out: &mut [f32]) {
+/// [`super::shrink`] of a run of ranks, whose sizes have been checked.
+pub fn shrink(
+    isa: Isa,
+    a: &Shrink,
+    kept: &Bytes,
+    run: usize,
+    x: &QuantizedRows<'_>,
+    rows: Listed<'_>,
+    out: &mut [f32],
+) {
     assert_eq!(x.inputs, a.inputs, "inputs of the rows and of the factor");
     let blocks = a.inputs / BLOCK;
-    let first = run * WIDE;
-    let width = WIDE.min(a.ranks.next_multiple_of(RANKS) - first);
+    let first = run * RUN;
+    let width = RUN.min(a.ranks.next_multiple_of(RANKS) - first);
     let q = &kept.q()[first * a.inputs..(first + width) * a.inputs];
     let scales = &kept.scales()[first * blocks..(first + width) * blocks];
-    let row = |index: u32| {
-        let index = index as usize;
-        Row { q: &x.q[index * a.inputs..][..a.inputs], scales: &x.scales[index * blocks..][..blocks] }
+    let row = |place: usize| Row {
+        q: &x.q[place * a.inputs..][..a.inputs],
+        scales: &x.scales[place * blocks..][..blocks],
+        to: place * RUN,
     };
-    let group = rows.len() * RANKS;
     match isa.0 {
         Level::Plain => {
-            for (place, &index) in rows.iter().enumerate() {
-                let row = row(index);
-                for rank in 0..width {
-                    let at = rank / RANKS * group + place * RANKS + rank % RANKS;
-                    out[at] = plain_product(q, scales, (rank, width), row);
+            for row in rows.tiles(1).flatten().map(row) {
+                for (rank, out) in out[row.to..][..width].iter_mut().enumerate() {
+                    *out = plain_product(q, scales, (rank, width), row);
                 }
             }
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
-            for (half, out) in out.chunks_exact_mut(group.max(1)).enumerate() {
-                for (rows, out) in rows.chunks(avx2::ROWS).zip(out.chunks_mut(avx2::ROWS * RANKS)) {
+            for half in 0..width / RANKS {
+                for rows in rows.tiles(avx2::ROWS) {
                     let mut tile = [Row::default(); avx2::ROWS];
-                    tile.iter_mut().zip(rows).for_each(|(tile, &index)| *tile = row(index));
+                    let count = tile.iter_mut().zip(rows).map(|(tile, place)| *tile = row(place)).count();
                     // SAFETY: this level says that the machine has AVX2 and FMA.
-                    unsafe { avx2::shrink(q, scales, (half, width), &tile[..rows.len()], out) };
+                    unsafe { avx2::shrink(q, scales, (half, width), &tile[..count], out) };
                 }
             }
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => {
-            for first in (0..rows.len()).step_by(avx512::ROWS) {
-                let rows = &rows[first..rows.len().min(first + avx512::ROWS)];
+            for rows in rows.tiles(avx512::ROWS) {
                 let mut tile = [Row::default(); avx512::ROWS];
-                tile.iter_mut().zip(rows).for_each(|(tile, &index)| *tile = row(index));
-                let (tile, out) = (&tile[..rows.len()], &mut out[first * RANKS..]);
+                let count = tile.iter_mut().zip(rows).map(|(tile, place)| *tile = row(place)).count();
                 // SAFETY: this level says that the machine has AVX-512 and VNNI.
                 unsafe {
                     match width {
-                        WIDE => avx512::shrink_wide(q, scales, tile, out, group),
-                        _ => avx512::shrink_narrow(q, scales, tile, out),
+                        RUN => avx512::shrink_wide(q, scales, &tile[..count], out),
+                        _ => avx512::shrink_narrow(q, scales, &tile[..count], out),
                     }
                 }
             }
@@ -192,17 +198,16 @@ fn plain_product(q: &[u8], scales: Scales<'_>, (rank, width): (usize, usize), ro
 
 /// [`super::expand`], whose sizes have been checked.
 pub fn expand(isa: Isa, b: &Expand, kept: &Bytes, panels: Range<usize>, delta: &Delta<'_>, tiles: &mut [f32]) {
-    let (shrunk, rows) = (delta.shrunk, delta.rows);
+    let (shrunk, rows) = (delta.shrunk.values, delta.rows);
     let (size, stride) = (b.rank * PANEL, tiles.len() / panels.len());
     let q = &kept.q()[panels.start * size..panels.end * size];
     let scales = &kept.scales()[panels.start * PANEL..panels.end * PANEL];
     #[cfg(target_arch = "x86_64")]
     if isa.0 >= Level::Avx512 {
         let b = avx512::Panels { rank: b.rank, q, scales, scale: b.scale };
-        for first in (0..rows.len()).step_by(avx512::ROWS) {
-            let rows = &rows[first..rows.len().min(first + avx512::ROWS)];
+        for rows in rows.chunks(avx512::ROWS) {
             // SAFETY: this level says that the machine has AVX-512; what is read of `shrunk` has been checked.
-            unsafe { avx512::expand(&b, shrunk, |rank| delta.at(rank) + first * RANKS, rows, tiles, stride) };
+            unsafe { avx512::expand(&b, shrunk, |rank| delta.at(rank), rows, tiles, stride) };
         }
         return;
     }
@@ -210,18 +215,16 @@ pub fn expand(isa: Isa, b: &Expand, kept: &Bytes, panels: Range<usize>, delta: &
     for ((q, scales), tile) in panels.zip(tiles.chunks_exact_mut(stride)) {
         #[cfg(target_arch = "x86_64")]
         if isa.0 >= Level::Avx2 {
-            for first in (0..rows.len()).step_by(avx2::ROWS) {
-                let rows = &rows[first..rows.len().min(first + avx2::ROWS)];
-                let at = |rank| delta.at(rank) + first * RANKS;
+            for rows in rows.chunks(avx2::ROWS) {
                 // SAFETY: this level says that the machine has AVX2 and FMA; what is read of `shrunk` has been checked.
-                unsafe { avx2::expand(q, scales, shrunk, at, rows, b.scale, tile) };
+                unsafe { avx2::expand(q, scales, shrunk, |rank| delta.at(rank), rows, b.scale, tile) };
             }
             continue;
         }
-        for (place, &row) in rows.iter().enumerate() {
+        for &row in rows {
             let mut sums = [0.0f32; PANEL];
             for (rank, q) in q.chunks_exact(PANEL).enumerate() {
-                let t = shrunk[delta.at(rank) + place * RANKS];
+                let t = shrunk[delta.at(rank) + row as usize * RUN];
                 sums.iter_mut().zip(q).for_each(|(sum, &q)| *sum += t * f32::from(q.cast_signed()));
             }
             let tile = &mut tile[row as usize * PANEL..][..PANEL];

@@ -68,20 +68,24 @@ impl Case {
     fn ours(&self, isa: Isa, precision: Precision, x: &[f32], rows: &[u32], tile_rows: usize) -> Vec<f32> {
         let a = Shrink::pack(precision, self.a.len() / self.inputs, self.inputs, &self.a);
         let b = Expand::pack(precision, self.rank, self.first, 0.5, &self.b);
-        let mut shrunk = vec![f32::NAN; a.groups() * rows.len() * RANKS];
+        let mut shrunk = vec![f32::NAN; a.runs() * tile_rows * RUN];
         let quantized = (precision == Precision::I8).then(|| Quantized::new(self.inputs, x));
         let x = Inputs { floats: x, quantized: quantized.as_ref().map(Quantized::rows) };
         for run in 0..a.runs() {
-            let groups = a.groups_of(run);
-            let out = &mut shrunk[groups.start * rows.len() * RANKS..groups.end * rows.len() * RANKS];
-            shrink(isa, &a, run, &x, rows, out);
+            // The rows in two pieces, as two threads would have them.
+            let out = &mut shrunk[run * tile_rows * RUN..(run + 1) * tile_rows * RUN];
+            let (middle, split) = (tile_rows / 2, rows.partition_point(|&row| (row as usize) < tile_rows / 2));
+            let (low, high) = out.split_at_mut(middle * RUN);
+            shrink(isa, &a, run, &x, &rows[..split], 0, low);
+            shrink(isa, &a, run, &x.rest(self.inputs, middle), &rows[split..], middle, high);
         }
+        let shrunk = Shrunk { values: &shrunk, rows: tile_rows };
         let panels = self.outputs.div_ceil(PANEL);
         let mut tiles = vec![1.0; panels * tile_rows * PANEL];
         // All panels but the last together.
         let (whole, last) = tiles.split_at_mut((panels - 1) * tile_rows * PANEL);
-        expand(isa, &b, 0..panels - 1, &shrunk, rows, whole);
-        expand(isa, &b, panels - 1..panels, &shrunk, rows, last);
+        expand(isa, &b, 0..panels - 1, shrunk, rows, whole);
+        expand(isa, &b, panels - 1..panels, shrunk, rows, last);
         tiles
     }
 }
@@ -174,10 +178,9 @@ fn bytes_are_within_a_254th_of_their_blocks_largest_number() {
             let quantized = Quantized::new(inputs, &x);
             let x = Inputs { floats: &x, quantized: Some(quantized.rows()) };
             for isa in Isa::all() {
-                let mut out = vec![0.0; packed.groups() * RANKS];
-                for run in 0..packed.runs() {
-                    let groups = packed.groups_of(run);
-                    shrink(isa, &packed, run, &x, &[0], &mut out[groups.start * RANKS..groups.end * RANKS]);
+                let mut out = vec![0.0; packed.runs() * RUN];
+                for (run, out) in out.chunks_exact_mut(RUN).enumerate() {
+                    shrink(isa, &packed, run, &x, &[0], 0, out);
                 }
                 for (rank, out) in out.iter().take(ranks).enumerate() {
                     let block = &a[rank * inputs + input / BLOCK * BLOCK..][..BLOCK];

@@ -1,5 +1,7 @@
 //! What a batch means for a step, worked out once and used by every layer.
 
+use std::{borrow::Cow, ops::Range};
+
 use super::{
     Class,
     adapter::{CpuAdapter, Input},
@@ -13,7 +15,7 @@ use crate::{
 /// Queries that one piece of attention work takes, at most, unless a single row has more.
 const PIECE_QUERIES: usize = 48;
 
-/// With fewer pieces than this for each thread, single rows are split along their context.
+/// A piece with a larger part of all the work than one of so many for each thread is split along its context.
 const PIECES_FOR_EACH_THREAD: usize = 8;
 
 /// One step's positions, adapters and attention work.
@@ -32,10 +34,17 @@ pub struct Plan<'a> {
 
 pub struct RowsOfAdapter<'a> {
     pub weights: &'a CpuAdapter,
-    pub rows: &'a [u32],
+    /// In ascending order.
+    pub rows: Cow<'a, [u32]>,
 }
 
 impl RowsOfAdapter<'_> {
+    /// Those among `rows`.
+    pub fn rows_of(&self, rows: Range<usize>) -> &[u32] {
+        let below = |end: usize| self.rows.partition_point(|&row| (row as usize) < end);
+        &self.rows[below(rows.start)..below(rows.end)]
+    }
+
     /// Whether its part at `input` reads quantized rows.
     pub fn quantized(&self, layer: usize, input: Input) -> bool {
         self.weights.stack(layer, input).is_some_and(|stack| stack.shrink.takes_int8())
@@ -86,6 +95,10 @@ impl<'a> Plan<'a> {
         let adapters = used.map(|AdapterRows { rows, weights }| {
             let fits = |weights: &&CpuAdapter| weights.base == base && weights.class == class;
             let weights = weights.packed::<CpuAdapter>().filter(fits).ok_or(StepError::ForeignAdapter)?;
+            let mut rows = Cow::Borrowed(rows.as_slice());
+            if !rows.is_sorted() {
+                rows.to_mut().sort_unstable();
+            }
             Ok(RowsOfAdapter { weights, rows })
         });
         let adapters = adapters.collect::<Result<_, StepError>>()?;
@@ -136,29 +149,38 @@ impl WindowPlan {
     fn new(batch: &Batch, shape: &ModelShape, window: Option<usize>, threads: usize) -> Self {
         let shared = shape.heads / shape.kv_heads;
         let at_once = (PIECE_QUERIES / shared).max(1);
-        let chunks: usize = batch.sequences.iter().map(|sequence| (sequence.rows as usize).div_ceil(at_once)).sum();
-        let split = chunks * shape.kv_heads < PIECES_FOR_EACH_THREAD * threads;
         let length = shared * partial_len(shape.head_dim);
+        // (sequence, first row, rows, splits that they see) of each chunk of rows; each key head is a piece of its own.
+        let chunks = batch.sequences.iter().enumerate().flat_map(|(index, sequence)| {
+            let (start, end) = (sequence.first_row as usize, (sequence.first_row + sequence.rows) as usize);
+            (start..end).step_by(at_once).map(move |first_row| {
+                let rows = at_once.min(end - first_row);
+                let position = batch.positions[first_row] as usize;
+                (index, first_row, rows, splits(position..position + rows, window))
+            })
+        });
+        let chunks: Vec<_> = chunks.collect();
+        let all: usize = chunks.iter().map(|(_, _, rows, seen)| rows * seen.len()).sum();
+        let fair = shape.kv_heads * all / (PIECES_FOR_EACH_THREAD * threads);
         let mut plan = Self { pieces: Vec::new(), bounds: vec![0], places: Vec::new() };
         plan.places.resize(shape.kv_heads * batch.rows(), Place::default());
         let mut at = 0;
-        for (index, sequence) in batch.sequences.iter().enumerate() {
-            let (start, count) = (sequence.first_row as usize, sequence.rows as usize);
-            for first_row in (start..start + count).step_by(at_once) {
-                let rows = at_once.min(start + count - first_row);
-                let position = batch.positions[first_row] as usize;
-                let seen = splits(position..position + rows, window);
-                // A part holds all splits or one; see `attention::join`.
-                let parts = if split && rows == 1 { seen.len() } else { 1 };
-                for kv_head in 0..shape.kv_heads {
+        for of_sequence in chunks.chunk_by(|one, other| one.0 == other.0) {
+            // Head by head: what a thread has read of one's keys and values is near when the next rows need it.
+            for kv_head in 0..shape.kv_heads {
+                for (sequence, first_row, rows, seen) in of_sequence {
+                    let (sequence, first_row, rows) = (*sequence, *first_row, *rows);
+                    // A part holds all splits or one; see `attention::join`.
+                    let parts = if threads > 1 && rows * seen.len() > fair { seen.len() } else { 1 };
+                    let stride = rows * length;
                     for row in 0..rows {
-                        let place = Place { at: at + row * length, parts, stride: length };
-                        plan.places[kv_head * batch.rows() + first_row + row] = place;
+                        plan.places[kv_head * batch.rows() + first_row + row] =
+                            Place { at: at + row * length, parts, stride };
                     }
                     for part in 0..parts {
                         let splits = if parts == 1 { seen.clone() } else { seen.start + part..seen.start + part + 1 };
-                        plan.pieces.push(Piece { sequence: index, first_row, rows, kv_head, splits });
-                        at += rows * length;
+                        plan.pieces.push(Piece { sequence, first_row, rows, kv_head, splits });
+                        at += stride;
                         plan.bounds.push(at);
                     }
                 }

@@ -4,7 +4,7 @@ use super::{
     Numerics,
     adapter::Input,
     buffers::{Buffers, Rows, Tiles, grown, rows_of},
-    delta::Spot,
+    delta::{Sharing, Spot, shrink_rows},
     kv::KvStore,
     network::{Layer, Linear, Network, PanelsOf},
     plan::Plan,
@@ -17,7 +17,7 @@ use crate::{
         matmul::{panel_f32, panel_int8},
         pack::PANEL,
         pool::Pool,
-        quantize::{norm_quantize_row, norm_row, quantize_row},
+        quantize::{BlockSum, QuantizedRows, norm_quantize_row, norm_row, quantize_row},
         rope::rotate,
         share::{cut, spans},
     },
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Rows below this are not worth a second thread where a phase does little for each.
+/// Fewer rows than this are not worth a second thread where a phase does little for each.
 const FEW_ROWS: usize = 4;
 
 /// Pieces for each thread: a thread that lost its core holds up the others by one of them.
@@ -51,27 +51,27 @@ impl<T: Stored> Step<'_, T> {
         let layers = self.network.layers.len();
         for (index, layer) in self.network.layers.iter().enumerate() {
             self.norm(&layer.attention_norm, Input::Attention, (index, layer), index > 0);
-            self.shrink(index, Input::Attention);
             self.project(index, layer, Input::Attention);
             self.place(index, layer);
             if keys_only && index + 1 == layers {
                 return;
             }
             self.attend(index, layer);
-            self.shrink(index, Input::Output);
             self.project(index, layer, Input::Output);
             self.norm(&layer.mlp_norm, Input::Feed, (index, layer), true);
-            self.shrink(index, Input::Feed);
             self.feed(index, layer);
-            self.shrink(index, Input::Down);
             self.project(index, layer, Input::Down);
         }
         self.settle();
     }
 
-    /// How many rows go into one piece of row by row work.
+    /// How many rows go into one piece of row by row work: as many pieces for each thread, as far as that goes.
     fn rows_at_once(&self) -> usize {
-        self.plan.rows.div_ceil(PIECES * self.pool.threads()).max(FEW_ROWS)
+        let (rows, threads) = (self.plan.rows, self.pool.threads());
+        if rows <= FEW_ROWS {
+            return FEW_ROWS;
+        }
+        rows.div_ceil(threads * rows.div_ceil(threads * FEW_ROWS).min(PIECES))
     }
 
     fn embed(&mut self) {
@@ -92,23 +92,41 @@ impl<T: Stored> Step<'_, T> {
         let (eps, isa) = (self.network.shape.norm_eps as f32, self.numerics.isa);
         let quantizes = self.quantizes(index, layer, input);
         let at_once = self.rows_at_once();
-        let Buffers { residual, input, tiles, .. } = &mut *self.buffers;
+        let (spot, plan) = (Spot { layer: index, input }, self.plan);
+        let sharing = spot.sharing(plan, self.pool.threads());
+        let Buffers { residual, input, tiles, deltas, .. } = &mut *self.buffers;
         let tiles = Tiles { values: tiles, rows };
         let (floats, q, scales, sums) = input.begin(rows, hidden, at_once);
         let residual = cut(&mut residual[..rows * hidden], at_once * hidden);
-        self.pool.each((residual, floats, q, scales, sums), |piece, (x, floats, q, scales, sums)| {
-            if pending {
-                tiles.add_rows(piece * at_once, hidden, x);
-            }
-            let outs = rows_of((floats, q, scales, sums), hidden);
-            for (x, out) in x.chunks_exact(hidden).zip(outs) {
-                match quantizes {
-                    true => norm_quantize_row(isa, x, weight, eps, out.floats, out.quantized),
-                    false => norm_row(isa, x, weight, eps, out.floats),
+        let shrunk = deltas.begin(plan, spot, sharing, at_once);
+        self.pool.each(
+            (residual, floats, q, scales, sums, shrunk),
+            |piece, (x, floats, q, scales, sums, mut shrunk)| {
+                if pending {
+                    tiles.add_rows(piece * at_once, hidden, x);
                 }
-            }
-        });
+                let outs = rows_of((&mut *floats, &mut *q, &mut *scales, &mut *sums), hidden);
+                for (x, out) in x.chunks_exact(hidden).zip(outs) {
+                    match quantizes {
+                        true => norm_quantize_row(isa, x, weight, eps, out.floats, out.quantized),
+                        false => norm_row(isa, x, weight, eps, out.floats),
+                    }
+                }
+                if sharing == Sharing::Rows {
+                    let x = made((floats, q, scales, sums), hidden, quantizes);
+                    shrink_rows(
+                        isa,
+                        plan,
+                        spot,
+                        piece * at_once..piece * at_once + x.floats.len() / hidden,
+                        &x,
+                        &mut shrunk,
+                    );
+                }
+            },
+        );
         self.clock.lap(Phase::Norm);
+        self.shrink(spot, sharing, quantizes);
     }
 
     /// Adds what the last projection gave to the residual.
@@ -130,16 +148,14 @@ impl<T: Stored> Step<'_, T> {
             || self.plan.adapters.iter().any(|adapter| adapter.quantized(index, input))
     }
 
-    /// Each adapter's `A x` for its rows.
-    fn shrink(&mut self, layer: usize, input: Input) {
-        if self.plan.adapters.is_empty() {
+    /// Each adapter's `A x` for its rows, where that has not been done with them.
+    fn shrink(&mut self, spot: Spot, sharing: Sharing, quantized: bool) {
+        if sharing != Sharing::Runs {
             return;
         }
-        let (plan, isa) = (self.plan, self.numerics.isa);
-        let quantized = plan.adapters.iter().any(|adapter| adapter.quantized(layer, input));
         let Buffers { input: x, deltas, .. } = &mut *self.buffers;
         let x = Inputs { floats: x.floats(), quantized: quantized.then(|| x.quantized()) };
-        deltas.shrink(self.pool, isa, plan, Spot { layer, input }, &x);
+        deltas.shrink(self.pool, self.numerics.isa, self.plan, spot, &x);
         self.clock.lap(Phase::Shrink);
     }
 
@@ -164,25 +180,21 @@ impl<T: Stored> Step<'_, T> {
         let Buffers { input: x, tiles, deltas, .. } = &mut *self.buffers;
         deltas.look_ahead(self.plan, next);
         let (x, deltas, plan, numerics) = (&*x, &*deltas, self.plan, self.numerics);
+        let onto = deltas.onto(plan, spot);
         let tile = rows * PANEL;
         let tiles = grown(tiles, count * tile);
         self.pool.each(cut(tiles, at_once * tile), |piece, tiles| {
-            let first = piece * at_once;
-            for (place, tile) in (first..).zip(tiles.chunks_exact_mut(tile)) {
-                let (projection, linear, panel) = panels.find(place);
-                deltas.fetch(plan, spot, projection, panel);
-                deltas.fetch_ahead(plan, next, place, count);
-                multiply(numerics, linear, panel, x, tile);
-            }
-            if plan.adapters.is_empty() {
-                return;
-            }
-            let (mut place, mut rest) = (first, tiles);
+            let (mut place, mut rest) = (piece * at_once, tiles);
             while !rest.is_empty() {
                 let (projection, linear, panel) = panels.find(place);
                 let here = (linear.weights.panels() - panel).min(rest.len() / tile);
                 let (tiles, after) = rest.split_at_mut(here * tile);
-                deltas.expand(numerics.isa, plan, spot, (projection, panel..panel + here), tiles);
+                for (number, tile) in tiles.chunks_exact_mut(tile).enumerate() {
+                    onto.fetch(projection, panel..panel + here, (number, here));
+                    deltas.fetch_ahead(plan, next, place + number, count);
+                    multiply(numerics, linear, panel + number, x, tile);
+                }
+                onto.expand(numerics.isa, projection, panel..panel + here, tiles);
                 (place, rest) = (place + here, after);
             }
         });
@@ -203,38 +215,50 @@ impl<T: Stored> Step<'_, T> {
         let Buffers { input: x, tiles, deltas, .. } = &mut *self.buffers;
         deltas.look_ahead(plan, next);
         let (input, deltas) = (&*x, &*deltas);
+        let onto = deltas.onto(plan, spot);
         let tile = rows * PANEL;
         // Gates first, so that they lie as tiles do; what is up lies behind them.
         let tiles = grown(tiles, 2 * panels * tile);
         let (gates, ups) = tiles.split_at_mut(panels * tile);
         self.pool.each((cut(gates, at_once * tile), cut(ups, at_once * tile)), |piece, (gates, ups)| {
             let first = piece * at_once;
-            for (panel, (gate, up)) in (first..).zip(gates.chunks_exact_mut(tile).zip(ups.chunks_exact_mut(tile))) {
-                deltas.fetch_ahead(plan, next, panel, panels);
+            let here = gates.len() / tile;
+            let outputs = gates.chunks_exact_mut(tile).zip(ups.chunks_exact_mut(tile));
+            for (number, (gate, up)) in outputs.enumerate() {
+                deltas.fetch_ahead(plan, next, first + number, panels);
                 for (projection, tile) in [(Projection::Gate, gate), (Projection::Up, up)] {
-                    deltas.fetch(plan, spot, projection, panel);
-                    multiply(numerics, layer.linear(projection), panel, input, tile);
+                    onto.fetch(projection, first..first + here, (number, here));
+                    multiply(numerics, layer.linear(projection), first + number, input, tile);
                 }
             }
-            let here = first..first + gates.len() / tile;
-            deltas.expand(numerics.isa, plan, spot, (Projection::Gate, here.clone()), gates);
-            deltas.expand(numerics.isa, plan, spot, (Projection::Up, here), ups);
+            onto.expand(numerics.isa, Projection::Gate, first..first + here, gates);
+            onto.expand(numerics.isa, Projection::Up, first..first + here, ups);
             silu_times(numerics.isa, gates, ups);
         });
         self.clock.lap(Phase::GateUp);
         let quantizes = self.quantizes(index, layer, Input::Down);
         let at_once = self.rows_at_once();
-        let Buffers { input: x, tiles, .. } = &mut *self.buffers;
+        let spot = Spot { layer: index, input: Input::Down };
+        let sharing = spot.sharing(plan, self.pool.threads());
+        let Buffers { input: x, tiles, deltas, .. } = &mut *self.buffers;
         let tiles = Tiles { values: tiles, rows };
-        self.pool.each(x.begin(rows, ffn, at_once), |piece, (floats, q, scales, sums)| {
+        let (floats, q, scales, sums) = x.begin(rows, ffn, at_once);
+        let shrunk = deltas.begin(plan, spot, sharing, at_once);
+        self.pool.each((floats, q, scales, sums, shrunk), |piece, (floats, q, scales, sums, mut shrunk)| {
             tiles.copy_rows(piece * at_once, 0, ffn, floats);
             if quantizes {
-                for out in rows_of((floats, q, scales, sums), ffn) {
+                for out in rows_of((&mut *floats, &mut *q, &mut *scales, &mut *sums), ffn) {
                     quantize_row(numerics.isa, out.floats, out.quantized);
                 }
             }
+            if sharing == Sharing::Rows {
+                let x = made((floats, q, scales, sums), ffn, quantizes);
+                let rows = piece * at_once..piece * at_once + x.floats.len() / ffn;
+                shrink_rows(numerics.isa, plan, spot, rows, &x, &mut shrunk);
+            }
         });
         self.clock.lap(Phase::Quantize);
+        self.shrink(spot, sharing, quantizes);
     }
 
     /// Norms and rotates queries and keys; stores keys and values, before anything reads them.
@@ -315,22 +339,42 @@ impl<T: Stored> Step<'_, T> {
         self.clock.lap(Phase::Attention);
         let quantizes = self.quantizes(index, layer, Input::Output);
         let at_once = self.rows_at_once();
-        let Buffers { input, partials, .. } = &mut *self.buffers;
+        let spot = Spot { layer: index, input: Input::Output };
+        let sharing = spot.sharing(plan, self.pool.threads());
+        let Buffers { input, partials, deltas, .. } = &mut *self.buffers;
         let (width, length) = (heads * dim, partial_len(dim));
-        self.pool.each(input.begin(rows, width, at_once), |piece, (floats, q, scales, sums)| {
-            for (row, out) in (piece * at_once..).zip(rows_of((floats, q, scales, sums), width)) {
+        let (floats, q, scales, sums) = input.begin(rows, width, at_once);
+        let shrunk = deltas.begin(plan, spot, sharing, at_once);
+        self.pool.each((floats, q, scales, sums, shrunk), |piece, (floats, q, scales, sums, mut shrunk)| {
+            let outs = rows_of((&mut *floats, &mut *q, &mut *scales, &mut *sums), width);
+            for (row, out) in (piece * at_once..).zip(outs) {
                 for (head, out) in out.floats.chunks_exact_mut(dim).enumerate() {
                     let place = window.place(head / shared, rows, row);
                     let partials = &partials[place.at + head % shared * length..];
-                    join(partials, place.parts, place.stride, out);
+                    join(isa, partials, place.parts, place.stride, out);
                 }
                 if quantizes {
                     quantize_row(isa, out.floats, out.quantized);
                 }
             }
+            if sharing == Sharing::Rows {
+                let x = made((floats, q, scales, sums), width, quantizes);
+                let rows = piece * at_once..piece * at_once + x.floats.len() / width;
+                shrink_rows(isa, plan, spot, rows, &x, &mut shrunk);
+            }
         });
         self.clock.lap(Phase::Join);
+        self.shrink(spot, sharing, quantizes);
     }
+}
+
+/// A piece's rows of `width`, as they have just been made.
+fn made<'p>(
+    (floats, q, scales, sums): (&'p mut [f32], &'p mut [i8], &'p mut [f32], &'p mut [BlockSum]),
+    width: usize,
+    quantized: bool,
+) -> Inputs<'p> {
+    Inputs { floats, quantized: quantized.then_some(QuantizedRows { inputs: width, q, scales, sums }) }
 }
 
 /// One panel of a projection for all rows, with its bias.

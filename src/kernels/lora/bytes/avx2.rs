@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, PANEL, QUAD, RANKS, Row, Scales};
+use super::{BLOCK, PANEL, QUAD, RANKS, RUN, Row, Scales};
 
 /// Rows that share each number read.
 pub const ROWS: usize = 3;
@@ -30,7 +30,7 @@ unsafe fn load_scales(from: *const [u8; 2]) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
 }
 
-/// Products of `rows` with 8 ranks, the `half`-th of the `width` that lie side by side, go to `out` (`[rows, 8]`).
+/// Products of `rows` with 8 ranks, the `half`-th of the `width` that lie side by side, go to the row's place in `out`, and the half's in that.
 #[target_feature(enable = "avx2,fma")]
 pub fn shrink(q: &[u8], scales: Scales<'_>, place: (usize, usize), rows: &[Row<'_>], out: &mut [f32]) {
     by_rows!(rows.len(), shrink_rows(q, scales, place, rows, out))
@@ -46,7 +46,7 @@ fn shrink_rows<const N: usize>(
     out: &mut [f32],
 ) {
     let blocks = scales.len() / width;
-    assert!(q.len() == blocks * BLOCK * width && rows.len() == N && out.len() == N * RANKS, "a run of ranks");
+    assert!(q.len() == blocks * BLOCK * width && rows.len() == N, "a run of ranks");
     assert!((half + 1) * RANKS <= width, "half {half} of {width} ranks");
     assert!(rows.iter().all(|row| row.q.len() == blocks * BLOCK && row.scales.len() == blocks), "rows of its inputs");
     let rows: [Row<'_>; N] = std::array::from_fn(|row| rows[row]);
@@ -76,14 +76,15 @@ fn shrink_rows<const N: usize>(
             }
         }
     }
-    for (sum, out) in sums.into_iter().zip(out.chunks_exact_mut(RANKS)) {
+    for (sum, row) in sums.into_iter().zip(rows) {
+        let out = &mut out[row.to + half * RANKS..][..RANKS];
         // SAFETY: `out` has room for 8.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
     }
 }
 
 /// Adds to the rows `rows` of `tile` (`[_, 16]`) their products with `q` (`[rank, 16]`), times `scales` and `scale`; `at` says where
-/// the first row's shrunk number of a rank is; the next rows' are 8 apart.
+/// the shrunk number of a rank is for row 0.
 ///
 /// # Safety
 /// `shrunk` holds what `at` says for every rank and row.
@@ -118,15 +119,18 @@ unsafe fn expand_rows<const N: usize>(
     tile: &mut [f32],
 ) {
     let mut sums = [[_mm256_setzero_ps(); 2]; N];
+    // SAFETY: the caller's promise.
+    let shrunk: [*const f32; N] =
+        std::array::from_fn(|place| unsafe { shrunk.as_ptr().add(rows[place] as usize * RUN) });
     for (rank, values) in q.chunks_exact(PANEL).enumerate() {
         // SAFETY: a rank has 16 values; the caller's promise for `shrunk`.
         unsafe {
             let values = _mm_loadu_si128(values.as_ptr().cast());
             let values = [values, _mm_unpackhi_epi64(values, values)];
             let values = values.map(|values| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(values)));
-            let shrunk = shrunk.as_ptr().add(at(rank));
-            for (place, sums) in sums.iter_mut().enumerate() {
-                let t = _mm256_set1_ps(*shrunk.add(place * RANKS));
+            let at = at(rank);
+            for (shrunk, sums) in shrunk.iter().zip(&mut sums) {
+                let t = _mm256_set1_ps(*shrunk.add(at));
                 sums.iter_mut().zip(values).for_each(|(sum, value)| *sum = _mm256_fmadd_ps(t, value, *sum));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, PANEL, QUAD, RANKS, Row, Scales, WIDE};
+use super::{BLOCK, PANEL, QUAD, RANKS, RUN, Row, Scales};
 
 /// Rows that share each number read.
 pub const ROWS: usize = 8;
@@ -52,17 +52,17 @@ unsafe fn quad(row: Row<'_>, index: usize, quad: usize) -> i32 {
     unsafe { row.q.as_ptr().add(index * BLOCK + quad * QUAD).cast::<i32>().read_unaligned() }
 }
 
-/// Products of `rows` with 16 ranks: the first 8 ranks' go to `out` (`[rows, 8]`), the others' to the same place `group` later.
+/// Products of `rows` with 16 ranks go to each row's place in `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub fn shrink_wide(q: &[u8], scales: Scales<'_>, rows: &[Row<'_>], out: &mut [f32], group: usize) {
-    by_rows!(rows.len(), wide(q, scales, rows, out, group))
+pub fn shrink_wide(q: &[u8], scales: Scales<'_>, rows: &[Row<'_>], out: &mut [f32]) {
+    by_rows!(rows.len(), wide(q, scales, rows, out))
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn wide<const N: usize>(q: &[u8], scales: Scales<'_>, rows: &[Row<'_>], out: &mut [f32], group: usize) {
-    let blocks = scales.len() / WIDE;
-    assert!(q.len() == blocks * BLOCK * WIDE && rows.len() == N && out.len() >= group + N * RANKS, "a run of 16 ranks");
+fn wide<const N: usize>(q: &[u8], scales: Scales<'_>, rows: &[Row<'_>], out: &mut [f32]) {
+    let blocks = scales.len() / RUN;
+    assert!(q.len() == blocks * BLOCK * RUN && rows.len() == N, "a run of 16 ranks");
     assert!(rows.iter().all(|row| row.q.len() == blocks * BLOCK && row.scales.len() == blocks), "rows of its inputs");
     let rows: [Row<'_>; N] = std::array::from_fn(|row| rows[row]);
     let shift = _mm512_set1_epi32(SHIFT);
@@ -72,14 +72,14 @@ fn wide<const N: usize>(q: &[u8], scales: Scales<'_>, rows: &[Row<'_>], out: &mu
         // SAFETY: block `index` has 8 quads of 16 ranks, as many scales, and a place in every row.
         unsafe {
             for at in 0..QUADS {
-                let a = _mm512_loadu_si512(q.as_ptr().add((index * QUADS + at) * WIDE * QUAD).cast());
+                let a = _mm512_loadu_si512(q.as_ptr().add((index * QUADS + at) * RUN * QUAD).cast());
                 shifted = _mm512_dpbusd_epi32(shifted, shift, a);
                 for (product, row) in products.iter_mut().zip(rows) {
                     let x = _mm512_xor_si512(_mm512_set1_epi32(quad(row, index, at)), shift);
                     *product = _mm512_dpbusd_epi32(*product, x, a);
                 }
             }
-            let scale = load_scales(scales.as_ptr().add(index * WIDE));
+            let scale = load_scales(scales.as_ptr().add(index * RUN));
             for ((sum, product), row) in sums.iter_mut().zip(products).zip(rows) {
                 let product = _mm512_cvtepi32_ps(_mm512_sub_epi32(product, shifted));
                 let x_scale = _mm512_set1_ps(*row.scales.get_unchecked(index));
@@ -87,16 +87,14 @@ fn wide<const N: usize>(q: &[u8], scales: Scales<'_>, rows: &[Row<'_>], out: &mu
             }
         }
     }
-    for (row, sum) in sums.into_iter().enumerate() {
-        // SAFETY: `out` has room for 8 numbers of each of `N` rows, here and `group` later.
-        unsafe {
-            _mm256_storeu_ps(out.as_mut_ptr().add(row * RANKS), _mm512_castps512_ps256(sum));
-            _mm256_storeu_ps(out.as_mut_ptr().add(group + row * RANKS), _mm512_extractf32x8_ps::<1>(sum));
-        }
+    for (sum, row) in sums.into_iter().zip(rows) {
+        let out = &mut out[row.to..][..RUN];
+        // SAFETY: `out` has room for 16.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
     }
 }
 
-/// Products of `rows` with 8 ranks go to `out` (`[rows, 8]`).
+/// Products of `rows` with 8 ranks go to each row's place in `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub fn shrink_narrow(q: &[u8], scales: Scales<'_>, rows: &[Row<'_>], out: &mut [f32]) {
     by_rows!(rows.len(), narrow(q, scales, rows, out))
@@ -106,7 +104,7 @@ pub fn shrink_narrow(q: &[u8], scales: Scales<'_>, rows: &[Row<'_>], out: &mut [
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn narrow<const N: usize>(q: &[u8], scales: Scales<'_>, rows: &[Row<'_>], out: &mut [f32]) {
     let blocks = scales.len() / RANKS;
-    assert!(q.len() == blocks * BLOCK * RANKS && rows.len() == N && out.len() >= N * RANKS, "a run of 8 ranks");
+    assert!(q.len() == blocks * BLOCK * RANKS && rows.len() == N, "a run of 8 ranks");
     assert!(rows.iter().all(|row| row.q.len() == blocks * BLOCK && row.scales.len() == blocks), "rows of its inputs");
     let rows: [Row<'_>; N] = std::array::from_fn(|row| rows[row]);
     let shift = _mm256_set1_epi32(SHIFT);
@@ -132,9 +130,10 @@ fn narrow<const N: usize>(q: &[u8], scales: Scales<'_>, rows: &[Row<'_>], out: &
             }
         }
     }
-    for (row, sum) in sums.into_iter().enumerate() {
-        // SAFETY: `out` has room for 8 numbers of each of `N` rows.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(row * RANKS), sum) };
+    for (sum, row) in sums.into_iter().zip(rows) {
+        let out = &mut out[row.to..][..RANKS];
+        // SAFETY: `out` has room for 8.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
     }
 }
 
@@ -149,7 +148,7 @@ pub struct Panels<'a> {
 }
 
 /// Adds to the rows `rows` of `tiles` (`[panels, _, 16]`, `stride` numbers from one panel to the next) their products with the
-/// panels; `at` says where the first row's shrunk number of a rank is; the next rows' are 8 apart.
+/// panels; `at` says where the shrunk number of a rank is for row 0.
 ///
 /// # Safety
 /// `shrunk` holds what `at` says for every rank and row.
@@ -224,15 +223,16 @@ unsafe fn expand_rows<const N: usize, const P: usize>(
     // SAFETY: the panels are there; a rank has 16 values in each; the caller's promise for `shrunk`.
     unsafe {
         let q = b.q.as_ptr().add(panel * size);
+        let shrunk: [*const f32; N] = std::array::from_fn(|place| shrunk.as_ptr().add(rows[place] as usize * RUN));
         let mut sums = [[_mm512_setzero_ps(); P]; N];
         for rank in 0..b.rank {
             let values: [__m512; P] = std::array::from_fn(|place| {
                 let bytes = _mm_loadu_si128(q.add(place * size + rank * PANEL).cast());
                 _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
             });
-            let shrunk = shrunk.as_ptr().add(at(rank));
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let t = _mm512_set1_ps(*shrunk.add(row * RANKS));
+            let at = at(rank);
+            for (shrunk, sums) in shrunk.iter().zip(&mut sums) {
+                let t = _mm512_set1_ps(*shrunk.add(at));
                 for (sum, value) in sums.iter_mut().zip(values) {
                     *sum = _mm512_fmadd_ps(t, value, *sum);
                 }
