@@ -143,7 +143,7 @@ fn adapter(loaded: &Loaded, seed: usize) -> Arc<LoraAdapter> {
     let sites = loaded.shape.layer_sites().map(|site| {
         let (out, input) = loaded.shape.site_shape(site).expect("a site of the shape");
         let (a, b) = (matrix(16, input), matrix(out, 16));
-        (site, SiteDelta::LowRank { a, b, scale: 2.0, lora_bias: None, base_bias: None, gain: None })
+        (site, SiteDelta::LowRank { a, b, scale: 2.0, lora_bias: None, base_bias: None, magnitude: None })
     });
     let version = AdapterVersion(Digest::of(&seed.to_le_bytes()));
     Arc::new(loaded.packer.pack(version, sites.collect()).expect("a packed adapter"))

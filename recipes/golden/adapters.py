@@ -1,7 +1,9 @@
 """PEFT adapters of every kind, made by `peft` itself and saved by `save_pretrained`, with seeded non-zero A and B."""
 
 import json
+import re
 import shutil
+import tempfile
 import warnings
 
 import torch
@@ -111,21 +113,48 @@ SUPPORTED = {
     **_every_projection("wide"),
 }
 
-# Valid PEFT adapters that this version must refuse; `reason` is the key (or tensor) that the refusal names.
-LATER = {
-    ("llama", "dora"): {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "use_dora": True, "reason": "use_dora"},
-    ("llama", "lora-bias"): {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"], "lora_bias": True, "reason": "lora_bias"},
-    ("qwen2", "bias-all"): {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"], "bias": "all", "reason": "bias"},
-    ("qwen2", "bias-lora-only"): {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj"], "bias": "lora_only", "reason": "bias"},
-    ("llama", "modules-to-save"): {
+# Kinds beyond plain low rank, each under its own prompts and scores (`scores/<model>-kinds.json`). `changed` moves the weights that
+# PEFT copies into the file beside an adapter of the embedding or the head, as an author does who resized or replaced them.
+KINDS = {
+    ("llama", "dora"): {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "use_dora": True},
+    ("llama", "dora-all"): {
+        "r": 4,
+        "lora_alpha": 6,
+        "target_modules": ALL,
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"layers.1.mlp.up_proj": 2, "o_proj": 7},
+        "dtype": "float16",
+    },
+    ("llama", "lora-bias"): {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj", "gate_proj", "down_proj"], "lora_bias": True},
+    ("llama", "head"): {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "v_proj"]},
+    ("llama", "head-dora"): {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "q_proj"], "use_dora": True, "changed": True, "dtype": "bfloat16"},
+    ("llama", "embed"): {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "q_proj"]},
+    ("llama", "embed-dora"): {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "lm_head", "k_proj"], "use_dora": True},
+    ("llama", "save-head"): {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["lm_head"]},
+    ("llama", "save-both"): {
         "r": 4,
         "lora_alpha": 8,
-        "target_modules": ["q_proj", "v_proj"],
-        "modules_to_save": ["lm_head"],
-        "reason": "modules_to_save",
+        "target_modules": ["o_proj", "up_proj"],
+        "modules_to_save": ["embed_tokens", "lm_head"],
+        "use_dora": True,
+        "dtype": "bfloat16",
     },
-    ("llama", "embed-tokens"): {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "q_proj"], "reason": "embed_tokens"},
-    ("llama", "lm-head"): {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "v_proj"], "reason": "lm_head"},
+    ("llama", "rank-512"): {"r": 512, "lora_alpha": 16, "target_modules": ["q_proj"], "layers_to_transform": [1], "use_rslora": True, "dtype": "float16"},
+    ("llama", "pissa-converted"): {"r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj", "up_proj"], "init_lora_weights": "pissa", "converted": True},
+    ("llama3", "dora"): {"r": 4, "lora_alpha": 8, "target_modules": ["k_proj", "gate_proj"], "use_dora": True},
+    ("llama3", "head"): {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head", "q_proj"], "changed": True, "dtype": "bfloat16"},
+    ("llama3", "embed"): {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "v_proj"]},
+    ("llama3", "save-head"): {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj"], "modules_to_save": ["lm_head"], "dtype": "bfloat16"},
+    ("llama3", "save-embed"): {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj"], "modules_to_save": ["embed_tokens"], "dtype": "bfloat16"},
+    ("qwen2", "bias-all"): {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"], "bias": "all"},
+    ("qwen2", "bias-lora-only"): {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj"], "bias": "lora_only"},
+    ("qwen2", "bias-dora"): {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "down_proj"], "bias": "all", "use_dora": True},
+    ("qwen2", "bias-lora-bias"): {"r": 4, "lora_alpha": 8, "target_modules": ["k_proj", "o_proj"], "bias": "lora_only", "lora_bias": True},
+}
+
+# Valid PEFT adapters that this version must refuse; `reason` is the key (or tensor) that the refusal names.
+LATER = {
     ("llama", "trainable-tokens"): {
         "r": 4,
         "lora_alpha": 8,
@@ -147,15 +176,30 @@ LATER = {
         "alora_invocation_tokens": [1, 299, 85, 481, 86, 292, 86, 201],
         "reason": "alora_invocation_tokens",
     },
+    ("llama3", "tied"): {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["embed_tokens", "v_proj"],
+        "ensure_weight_tying": True,
+        "reason": "ensure_weight_tying",
+    },
 }
 
 
 def write_adapters():
-    """Writes every folder below adapters/ and later/, and later/expect.json."""
-    for room in ("adapters", "later"):
-        shutil.rmtree(ROOT / room, ignore_errors=True)
+    """Writes every folder below adapters/, kinds/ and later/, and later/expect.json."""
+    shutil.rmtree(ROOT / "adapters", ignore_errors=True)
     for (model, name), spec in SUPPORTED.items():
         _save(model, name, dict(spec), ROOT / "adapters" / model / name)
+    write_kinds()
+
+
+def write_kinds():
+    """Writes every folder below kinds/ and later/, and later/expect.json."""
+    for room in ("kinds", "later"):
+        shutil.rmtree(ROOT / room, ignore_errors=True)
+    for (model, name), spec in KINDS.items():
+        _save(model, name, dict(spec), ROOT / "kinds" / model / name)
     reasons = {}
     for (model, name), spec in LATER.items():
         spec = dict(spec)
@@ -165,17 +209,51 @@ def write_adapters():
 
 
 def make(base, name, spec, folder, base_name):
-    """Gives `base` an adapter with seeded weights and saves it in `folder`. `spec` loses its `dtype` and `edit`."""
+    """Gives `base` an adapter with seeded weights and saves it in `folder`. `spec` loses what is no argument of LoraConfig."""
     dtype, edit = spec.pop("dtype", "float32"), spec.pop("edit", {})
+    changed, converted = spec.pop("changed", False), spec.pop("converted", False)
     torch.manual_seed(0)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")
         model = get_peft_model(base, LoraConfig(task_type=TaskType.CAUSAL_LM, **spec)).eval()
-        if spec.get("init_lora_weights") != "pissa":
+        options = {}
+        if converted:
+            options["path_initial_model_for_weight_conversion"] = _keep_initial(model, scratch)
+            _train_a_little(model, name)
+        elif spec.get("init_lora_weights") != "pissa":
             seed_weights(model, name)
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        if changed:
+            _change_base(model, name)
+        model.to(getattr(torch, dtype)).save_pretrained(folder, **options)
     (folder / "README.md").unlink(missing_ok=True)
     _settle_config(folder / "adapter_config.json", spec, edit, base_name)
+
+
+def _keep_initial(model, scratch):
+    """The adapter before training, as PEFT wants it kept for a later conversion."""
+    config = model.peft_config["default"]
+    kept, config.init_lora_weights = config.init_lora_weights, True
+    model.save_pretrained(f"{scratch}/initial")
+    config.init_lora_weights = kept
+    return f"{scratch}/initial"
+
+
+def _train_a_little(model, name):
+    """Moves A and B by a part of what they are, as training would."""
+    for key, weight in model.named_parameters():
+        if weight.requires_grad:
+            noise = torch.from_numpy(stream("adapter", name, key).standard_normal(tuple(weight.shape)).astype("float32"))
+            with torch.no_grad():
+                weight.add_(0.3 * weight.std() * noise)
+
+
+def _change_base(model, name):
+    """Moves embedding and head of the base below the adapter."""
+    for key, weight in model.named_parameters():
+        if key.endswith(("embed_tokens.base_layer.weight", "lm_head.base_layer.weight")):
+            noise = torch.from_numpy(stream("adapter", name, key).standard_normal(tuple(weight.shape)).astype("float32"))
+            with torch.no_grad():
+                weight.add_(0.1 * noise)
 
 
 def seed_weights(model, name):
@@ -222,11 +300,16 @@ def attach(base, folder):
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True")
         warnings.filterwarnings("ignore", message=".*embedding layers.*")
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        warnings.filterwarnings("ignore", message=".*lora_bias=True.*")
         model = PeftModel.from_pretrained(base, folder).eval()
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         saved = set(file.keys())
-    used = {key.replace(".default", "") for key in model.state_dict() if ".lora_" in key}
-    assert saved == used, saved ^ used
+    state = {re.sub(r"(\.modules_to_save)?\.default", "", key): key for key in model.state_dict()}
+    state = {key.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): full for key, full in state.items()}
+    assert saved <= set(state), saved - set(state)
+    missing = {key for key, full in state.items() if ".lora_" in full or ".modules_to_save." in full} - saved
+    assert not missing, missing
     return model
 
 

@@ -2,7 +2,7 @@
 
     python recipes/golden/plans.py
 
-`folders`: for every adapter below adapters/, as PEFT reads the folder. `configs`: configurations over a llama of
+`folders`: for every adapter below adapters/, as PEFT reads the folder; `kinds`: the same below kinds/. `configs`: configurations over a llama of
 twelve layers, some written by hand and the rest drawn from a seeded stream, as PEFT applies them, or the error that it
 raises. `patterns`: what Python's `re` says of single patterns.
 """
@@ -171,9 +171,9 @@ def fits(pattern):
     }
 
 
-def folders():
+def folders(room):
     plans = {}
-    for config in sorted(ROOT.glob("adapters/*/*/adapter_config.json")):
+    for config in sorted(ROOT.glob(f"{room}/*/*/adapter_config.json")):
         folder = config.parent
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ROOT / "models" / folder.parent.name))
@@ -185,7 +185,7 @@ def main():
     warnings.simplefilter("ignore")
     random = stream("plans")
     configs = [applied(config) for config in BY_HAND + [draw(random) for _ in range(DRAWN)]]
-    whole = {"folders": folders(), "layers": LAYERS, "configs": configs, "paths": PATHS}
+    whole = {"folders": folders("adapters"), "kinds": folders("kinds"), "layers": LAYERS, "configs": configs, "paths": PATHS}
     write_json(ROOT / "plans.json", whole | {"patterns": [fits(pattern) for pattern in PATTERNS]})
     refused = sum("error" in config for config in configs)
     print(f"{len(whole['folders'])} folders, {len(configs)} configurations ({refused} that PEFT refuses), {len(PATTERNS)} patterns")

@@ -25,6 +25,8 @@ def verify_tiny():
     for name in families.CONFIGS:
         folder = ROOT / "models" / name
         _verify_scores(name, lambda folder=folder: families.load(folder))
+        if any(model == name for model, _ in adapters.KINDS):
+            _verify_scores(f"{name}-kinds", lambda folder=folder: families.load(folder))
     for model, kind in gguf_files.FILES:
         _verify_scores(f"{model}-{kind}", lambda model=model, kind=kind: gguf_files.load(model, kind))
     _verify_particulars()
@@ -108,25 +110,64 @@ def _read(adapter):
 
 @torch.no_grad()
 def merged(model, adapter, keep_scale=True):
-    """The base with s·BA added to its weights; every tensor of the file is used, and every planned module has both."""
+    """The base with the adapter's changes in its weights; every tensor of the file is used, and every planned module has all of its own."""
     if adapter is None:
         return model
     config, tensors = _read(adapter)
-    weights = {path: module.weight for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    weights.pop("lm_head")
-    for path, (rank, scale) in plan(config, weights).items():
-        a = tensors.pop(f"base_model.model.{path}.lora_A.weight").float()
-        b = tensors.pop(f"base_model.model.{path}.lora_B.weight").float()
-        assert a.shape[0] == b.shape[1] == rank, path
-        weights[path] += (scale if keep_scale else 1.0) * (b @ a)
+    tensors = {key.removeprefix("base_model.model."): tensor.float() for key, tensor in tensors.items()}
+    modules = dict(model.named_modules())
+    saved = [path for path in EMBEDDINGS if path.split(".")[-1] in (config["modules_to_save"] or [])]
+    for path in EMBEDDINGS:
+        _replace(model, modules, tensors, path, path in saved)
+    linear = {path for path, module in modules.items() if isinstance(module, torch.nn.Linear)}
+    linear -= {"lm_head"} if config["target_modules"] == "all-linear" else set()
+    for path, (rank, scale) in plan(config, (linear | {EMBEDDINGS[0]}) - set(saved)).items():
+        _merge(modules[path], path, rank, scale if keep_scale else 1.0, tensors)
+    for path in linear:
+        for key in (f"{path}.bias", f"{path}.base_layer.bias"):
+            if key in tensors:
+                # What a bias on B has added stays beside it.
+                modules[path].bias = torch.nn.Parameter(tensors.pop(key) + getattr(modules[path], "added", 0.0))
     assert not tensors, f"{adapter}: {sorted(tensors)} unused"
     return model
+
+
+EMBEDDINGS = ("model.embed_tokens", "lm_head")
+
+
+def _replace(model, modules, tensors, path, saved):
+    """Puts a whole matrix of the file in the place of the base's: of this module alone if it was trained beside the adapter, else of whatever shares it."""
+    if saved:
+        modules[path].weight = torch.nn.Parameter(tensors.pop(f"{path}.weight"))
+        return
+    for key in (f"{path}.weight", f"{path}.base_layer.weight"):
+        if key in tensors:
+            modules[path].weight.copy_(tensors.pop(key))
+
+
+def _merge(module, path, rank, scale, tensors):
+    """Adds `scale`·BA, scales to DoRA's magnitude, and adds the bias of B. Weights that two modules share are parted first."""
+    embedding = isinstance(module, torch.nn.Embedding)
+    a, b = (f"{path}.lora_embedding_A", f"{path}.lora_embedding_B") if embedding else (f"{path}.lora_A.weight", f"{path}.lora_B.weight")
+    a, b = tensors.pop(a), tensors.pop(b)
+    assert a.shape[0] == b.shape[1] == rank, path
+    delta = scale * (b @ a)
+    weight = module.weight + (delta.T if embedding else delta)
+    gain = None
+    if f"{path}.lora_magnitude_vector" in tensors:
+        dim = 0 if embedding else 1
+        gain = tensors.pop(f"{path}.lora_magnitude_vector") / weight.norm(dim=dim)
+        weight = weight * (gain if embedding else gain[:, None])
+    module.weight = torch.nn.Parameter(weight)
+    if f"{path}.lora_B.bias" in tensors:
+        module.added = scale * tensors.pop(f"{path}.lora_B.bias")
+        module.bias = torch.nn.Parameter(module.added + (0.0 if module.bias is None else module.bias))
 
 
 def scale_matters(adapter):
     """Whether some module's scale is not 1."""
     config, tensors = _read(adapter)
-    paths = {key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for key in tensors}
+    paths = {key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for key in tensors if ".lora_" in key}
     return any(scale != 1.0 for _, scale in plan(config, paths).values())
 
 

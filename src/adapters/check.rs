@@ -27,7 +27,7 @@ pub struct AdapterPlan {
     pub notes: Vec<String>,
 }
 
-/// One site: `y = base(x) + scale · B(A x)` with A `[rank, inputs]` and B `[outputs, rank]`.
+/// One site: `y = base(x) + scale · B(A x)` with A `[rank, inputs]` and B `[outputs, rank]`. Without a low rank, `rank` is 0.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PlannedSite {
     pub module: String,
@@ -38,12 +38,21 @@ pub struct PlannedSite {
     pub outputs: usize,
     /// Of A, as it stands in the file.
     pub dtype: &'static str,
+    /// `lora`, `dora`, `bias` (a trained bias alone) or `full` (a whole matrix in the base's place).
+    pub kind: &'static str,
 }
 
 impl PlannedSite {
-    pub(super) fn new(site: Site, shape: [usize; 3], alpha: f64, scale: f32, dtype: &'static str) -> Self {
+    pub(super) fn new(
+        site: Site,
+        shape: [usize; 3],
+        alpha: f64,
+        scale: f32,
+        dtype: &'static str,
+        kind: &'static str,
+    ) -> Self {
         let [outputs, rank, inputs] = shape;
-        Self { module: site.to_string(), rank, alpha, scale, inputs, outputs, dtype }
+        Self { module: site.to_string(), rank, alpha, scale, inputs, outputs, dtype, kind }
     }
 
     /// The last part of the path: `q_proj`.
@@ -76,8 +85,8 @@ impl fmt::Display for AdapterPlan {
             writeln!(f, "base     {trained_on} (as the file says)")?;
         }
         writeln!(f, "weights  {} bytes, {} sites\n", self.file_bytes, self.sites.len())?;
-        let header = ["module", "rank", "alpha", "scale", "A", "B", "dtype"].map(str::to_owned);
-        let rows: Vec<[String; 7]> = std::iter::once(header)
+        let header = ["module", "rank", "alpha", "scale", "A", "B", "dtype", "kind"].map(str::to_owned);
+        let rows: Vec<[String; 8]> = std::iter::once(header)
             .chain(self.sites.iter().map(|site| {
                 [
                     site.module.clone(),
@@ -87,10 +96,11 @@ impl fmt::Display for AdapterPlan {
                     format!("{}×{}", site.rank, site.inputs),
                     format!("{}×{}", site.outputs, site.rank),
                     site.dtype.to_owned(),
+                    site.kind.to_owned(),
                 ]
             }))
             .collect();
-        let mut widths = [0usize; 7];
+        let mut widths = [0usize; 8];
         for row in &rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());

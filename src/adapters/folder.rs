@@ -28,8 +28,10 @@ const FOREIGN_WEIGHTS: &[&str] = &[
     "adapter_model.pkl",
     "adapter_model.ckpt",
     "pytorch_model.bin",
-    "adapter_model.gguf",
 ];
+
+/// Ends of names of archives, which are never unpacked.
+const ARCHIVES: &[&str] = &[".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z"];
 
 /// What one adapter's files held when they were read.
 #[derive(Clone)]
@@ -175,17 +177,26 @@ impl FolderBelow<'_> {
                 format!("is there and {WEIGHTS_FILE} is not; only safetensors is read: save the adapter again with it");
             return (RefusalCode::UnsafeFormat, name, reason);
         }
-        let sharded = std::fs::read_dir(self.path).into_iter().flatten().flatten().any(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            name.starts_with("adapter_model") && (name.ends_with(".index.json") || name.contains("-of-"))
-        });
-        if sharded {
-            return (
-                RefusalCode::UnsafeFormat,
-                WEIGHTS_FILE,
-                "is split into several files; one file is read".to_owned(),
-            );
+        let names: Vec<String> = std::fs::read_dir(self.path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().to_lowercase())
+            .collect();
+        let any = |fits: &dyn Fn(&str) -> bool| names.iter().any(|name| fits(name));
+        let is_shard =
+            |name: &str| name.starts_with("adapter_model") && (name.ends_with(".index.json") || name.contains("-of-"));
+        if any(&is_shard) {
+            let reason = "is split into several files; one file is read";
+            return (RefusalCode::UnsafeFormat, WEIGHTS_FILE, reason.to_owned());
+        }
+        if any(&|name| name.ends_with(".gguf")) {
+            let reason = "is not in the folder, a GGUF LoRA file is, and those are not supported yet";
+            return (RefusalCode::Unsupported, WEIGHTS_FILE, reason.to_owned());
+        }
+        if any(&|name| ARCHIVES.iter().any(|end| name.ends_with(end))) {
+            let reason = "is not in the folder, an archive is; archives are not unpacked";
+            return (RefusalCode::UnsafeFormat, WEIGHTS_FILE, reason.to_owned());
         }
         (RefusalCode::MissingFile, WEIGHTS_FILE, "is not in the folder".to_owned())
     }

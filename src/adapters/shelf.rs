@@ -227,6 +227,7 @@ impl Loader {
                 error @ (PackError::NoSuchSite { .. }
                 | PackError::Shape { .. }
                 | PackError::Unsupported { .. }
+                | PackError::Degenerate { .. }
                 | PackError::Twice { .. }),
             ) => {
                 let refusal = Refusal {

@@ -180,10 +180,10 @@ mod tests {
 
     #[test]
     fn check_prints_the_plan_of_a_good_folder_and_every_reason_against_a_bad_one() {
-        let folders = vec![golden("adapters/llama/rslora"), golden("later/llama/dora")];
+        let folders = vec![golden("adapters/llama/rslora"), golden("later/llama/alora")];
         let outcome = ask(&AdapterCommand::Check { folders, json: false }, &AdapterConfig::default());
         assert!(outcome.text.contains("model.layers.1.self_attn.v_proj     8     12  4.2426405  8×64  32×8    f32"));
-        assert!(outcome.text.contains("refused  use_dora: means DoRA's magnitudes"), "{}", outcome.text);
+        assert!(outcome.text.contains("refused  alora_invocation_tokens: means activated LoRA"), "{}", outcome.text);
         assert_eq!(outcome.refused.as_deref(), Some("1 of 2 refused"));
     }
 
@@ -200,12 +200,12 @@ mod tests {
     #[test]
     fn list_shows_what_a_server_would_serve_and_refuse() {
         let mut config = AdapterConfig { dirs: vec![golden("adapters/llama")], ..Default::default() };
-        config.modules = vec![("mine".to_owned(), golden("later/llama/dora"))];
+        config.modules = vec![("mine".to_owned(), golden("later/llama/alora"))];
         let list = AdapterCommand::List { json: false };
         let outcome = ask(&list, &config);
         let lines: Vec<&str> = outcome.text.lines().collect();
         assert_eq!(lines.len(), 19, "{}", outcome.text);
-        assert!(lines[0].starts_with("mine") && lines[0].contains("refused: use_dora"), "{}", lines[0]);
+        assert!(lines[0].starts_with("mine") && lines[0].contains("refused: alora_invocation_tokens"), "{}", lines[0]);
         assert!(
             lines.iter().any(|line| line.starts_with("all7 ") && line.contains("r 4    14 sites")),
             "{}",

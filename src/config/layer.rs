@@ -137,7 +137,7 @@ settings! {
     /// Different adapters in one batch (default: 64)
     #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
     max_loras: usize,
-    /// Largest rank that is accepted (default: 256)
+    /// Largest rank that is accepted (default: 512)
     #[arg(long, value_name = "RANK", help_heading = "Adapters")]
     max_lora_rank: usize,
     /// Adapters kept in memory; as many as --adapter-memory-bytes holds by default

@@ -74,7 +74,7 @@ impl Default for AdapterConfig {
         Self {
             dirs: Vec::new(),
             modules: Vec::new(),
-            max_lora_rank: 256,
+            max_lora_rank: 512,
             max_cpu_loras: None,
             max_bytes: 4 << 30,
             max_file_bytes: 2 << 30,

@@ -64,6 +64,11 @@ impl Packed {
         Self::zeroed_by(encoding, outputs, inputs, |bytes| memory.take(bytes))
     }
 
+    /// Bytes of memory that a matrix takes; `None` if it cannot be packed.
+    pub fn bytes_for(encoding: Encoding, outputs: usize, inputs: usize) -> Option<usize> {
+        outputs.div_ceil(PANEL).checked_mul(layout::panel_bytes(encoding, inputs)?)
+    }
+
     fn zeroed_by(
         encoding: Encoding,
         outputs: usize,

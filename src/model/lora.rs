@@ -1,7 +1,8 @@
 //! Adapters as the model sees them: a change at each site.
 //!
 //! Every site computes `y = b + g⊙(base − b₀) + g⊙s·(B(Ax) + c)`, where `base` is the frozen layer's output with its bias b₀:
-//! plain LoRA has g = 1, b = b₀, c = 0; DoRA has g = m/n; a trained bias replaces b₀ by b; `lora_bias` gives c.
+//! plain LoRA has g = 1, b = b₀, c = 0; DoRA has g = m/n, where n is the norm of base and delta together; a trained bias replaces b₀ by
+//! b; `lora_bias` gives c.
 
 use std::{fmt, sync::Arc, sync::mpsc};
 
@@ -110,15 +111,23 @@ pub enum SiteDelta {
         lora_bias: Option<Vec<f32>>,
         /// b, `[out]`: replaces the base's bias.
         base_bias: Option<Vec<f32>>,
-        /// g, `[out]`: DoRA's m/n.
-        gain: Option<Vec<f32>>,
+        /// m, `[out]`: DoRA's, from which packing makes g = m / ‖W + s·BA‖, output by output.
+        magnitude: Option<Vec<f32>>,
     },
     /// Replaces the base's bias, `[out]`.
     Bias(Vec<f32>),
-    /// Replaces the whole matrix, `[out, in]`.
+    /// Replaces the whole matrix of embedding or head, `[vocab, hidden]`. A low-rank delta of the same site is added to it.
     Full(Matrix),
-    /// Embedding rows gain `s·(Aᵀ[id])Bᵀ`: a `[r, vocab]`, b `[hidden, r]`.
-    EmbedLowRank { a: Matrix, b: Matrix, scale: f32 },
+    /// Embedding rows gain `s·(Aᵀ[id])Bᵀ`.
+    EmbedLowRank {
+        /// `[r, vocab]`
+        a: Matrix,
+        /// `[hidden, r]`
+        b: Matrix,
+        scale: f32,
+        /// m, `[hidden]`: DoRA's, for the columns of the embedding.
+        magnitude: Option<Vec<f32>>,
+    },
     /// Replaces single embedding rows: `rows[i]` is token `tokens[i]`'s, `[tokens, hidden]`.
     TokenRows { tokens: Vec<u32>, rows: Matrix },
 }
@@ -145,6 +154,8 @@ pub enum PackError {
     Shape { site: String, what: &'static str, got: Vec<usize>, expected: Vec<usize> },
     #[error("{site}: {what} is not supported yet")]
     Unsupported { site: String, what: &'static str },
+    #[error("{site}: {what}")]
+    Degenerate { site: String, what: &'static str },
     #[error("{site} is given twice")]
     Twice { site: String },
     #[error("the device refused the adapter: {0}")]

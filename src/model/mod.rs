@@ -1,12 +1,13 @@
 //! Rows in, scores out. The decoder knows nothing of requests, names or text.
 
 pub mod batch;
+mod changes;
 mod cpu;
 mod describe;
+mod dora;
 mod judge;
 mod load;
 pub mod lora;
-mod plain;
 mod rope;
 pub mod shape;
 mod sketch;

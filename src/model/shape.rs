@@ -103,6 +103,18 @@ impl ModelShape {
         }
     }
 
+    /// Whether the linear map at `site` has a bias.
+    pub fn has_bias(&self, site: Site) -> bool {
+        match site {
+            Site::Embedding | Site::Head => false,
+            Site::Layer { projection, .. } => match projection {
+                Projection::Query | Projection::Key | Projection::Value => self.qkv_bias,
+                Projection::Output => self.output_bias,
+                Projection::Gate | Projection::Up | Projection::Down => self.ffn_bias,
+            },
+        }
+    }
+
     /// Every linear site of the layers, in order.
     pub fn layer_sites(&self) -> impl Iterator<Item = Site> + '_ {
         (0..self.layers)

@@ -73,7 +73,7 @@ async fn a_refused_adapter_says_why_also_behind_the_bases_name_and_no_adapter_ta
     let gateway = TestGateway::with(|config| {
         config.server.served_names = vec![BASE.to_owned(), "also".to_owned()];
         config.adapters.modules =
-            vec![("bad".to_owned(), golden("later/llama/dora")), ("also".to_owned(), golden("adapters/llama/rslora"))];
+            vec![("bad".to_owned(), golden("later/llama/alora")), ("also".to_owned(), golden("adapters/llama/rslora"))];
     });
     for model in ["bad", "tiny:bad", "also:bad"] {
         let Err(error) = gateway.gateway.ask(question(model, text("hi"), 8)).await else { panic!("{model} answers") };

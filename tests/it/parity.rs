@@ -6,6 +6,7 @@ mod fast;
 mod golden;
 mod hostile;
 mod identical;
+mod kinds;
 mod neighbours;
 mod second_opinion;
 mod trained;
@@ -56,6 +57,11 @@ fn holds(name: &str) {
 #[test]
 fn llama_and_every_kind_of_adapter_answer_as_peft_does() {
     holds("llama");
+}
+
+#[test]
+fn kinds_beyond_plain_low_rank_answer_as_peft_does() {
+    ["llama-kinds", "llama3-kinds", "qwen2-kinds"].into_iter().for_each(holds);
 }
 
 #[test]

@@ -1,9 +1,12 @@
 use indexmap::IndexMap;
 
 use super::json::Json;
-use crate::adapters::{
-    RefusalCode,
-    faults::{Faults, shown},
+use crate::{
+    adapters::{
+        RefusalCode,
+        faults::{Faults, shown},
+    },
+    model::Site,
 };
 
 /// What `adapter_config.json` says about the maths, with PEFT's defaults
@@ -26,6 +29,23 @@ pub struct LoraConfig {
     /// `base_model_name_or_path`.
     pub trained_on: Option<String>,
     pub fan_in_fan_out: bool,
+    /// `use_dora`
+    pub dora: bool,
+    /// B has a bias of its own.
+    pub lora_bias: bool,
+    pub bias: TrainedBias,
+    /// `modules_to_save`: embedding and head, trained whole beside the adapter.
+    pub saved: Vec<Site>,
+}
+
+/// `bias`: which of the base's biases were trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrainedBias {
+    None,
+    /// Every one that there is.
+    All,
+    /// Those of targeted modules.
+    Targeted,
 }
 
 /// `target_modules`.
@@ -73,28 +93,28 @@ const READ: &[&str] = &[
     "layers_pattern",
     "layers_to_transform",
     "lora_alpha",
+    "lora_bias",
+    "modules_to_save",
     "peft_type",
     "r",
     "rank_pattern",
     "target_modules",
+    "use_dora",
     "use_rslora",
 ];
 
 /// Features that change what is computed and are not applied yet, with what they are.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    ("alora_invocation_tokens", "an adapter that is switched on within the prompt (activated LoRA)"),
+    ("alora_invocation_tokens", "activated LoRA, an adapter that is switched on within the prompt"),
     ("arrow_config", "routing between adapters (Arrow)"),
     ("ensure_weight_tying", "an adapter shared by embedding and head"),
     ("kasa_config", "a truncated base with a diagonal (KaSA)"),
     ("layer_replication", "a network with repeated layers"),
-    ("lora_bias", "a bias on lora_B"),
     ("megatron_config", "Megatron's layout of parallel layers"),
-    ("modules_to_save", "whole modules trained beside the adapter"),
     ("monteclora_config", "MonteCLoRA"),
     ("target_parameters", "LoRA on bare parameters (mixture of experts)"),
-    ("trainable_token_indices", "replaced embedding rows"),
+    ("trainable_token_indices", "trained token rows"),
     ("use_bdlora", "block-diagonal matrices (BD-LoRA)"),
-    ("use_dora", "DoRA's magnitudes"),
     ("use_qalora", "QA-LoRA's pooled input"),
     ("velora_config", "VeLoRA"),
 ];
@@ -140,8 +160,15 @@ impl LoraConfig {
             layers_pattern: keys.names("layers_pattern", faults),
             trained_on: keys.text("base_model_name_or_path", faults).map(label),
             fan_in_fan_out: keys.flag("fan_in_fan_out", faults),
+            dora: keys.flag("use_dora", faults),
+            lora_bias: keys.flag("lora_bias", faults),
+            bias: keys.bias(faults),
+            saved: keys.saved(faults),
         };
         config.check_layers(faults);
+        if config.dora && config.lora_bias {
+            faults.add(RefusalCode::MalformedConfig, "lora_bias", "cannot be used with use_dora");
+        }
         (faults.total() == before).then_some(config)
     }
 
@@ -191,14 +218,6 @@ impl Keys<'_> {
                 faults.add(RefusalCode::NotLora, "peft_type", format!("is {}, only LORA is served", shown(kind)));
             }
             Some(_) | None => faults.add(RefusalCode::NotLora, "peft_type", "is missing; it must be LORA"),
-        }
-        match self.get("bias") {
-            Some(Json::Text(bias)) if bias == "none" => {}
-            Some(bias) if !bias.is_nothing() => {
-                let reason = format!("is {}; trained biases are not supported yet", shown(&bias.to_string()));
-                faults.add(RefusalCode::Unsupported, "bias", reason);
-            }
-            Some(_) | None => {}
         }
         self.check_initialisation(faults);
         for (key, value) in self.map {
@@ -276,6 +295,41 @@ impl Keys<'_> {
                 false
             }
         }
+    }
+
+    fn bias(&self, faults: &mut Faults) -> TrainedBias {
+        match self.get("bias") {
+            None => TrainedBias::None,
+            Some(Json::Text(bias)) if bias == "none" => TrainedBias::None,
+            Some(Json::Text(bias)) if bias == "all" => TrainedBias::All,
+            Some(Json::Text(bias)) if bias == "lora_only" => TrainedBias::Targeted,
+            Some(bias) if bias.is_nothing() => TrainedBias::None,
+            Some(bias) => {
+                let reason = format!("is {}; it must be none, all or lora_only", shown(&bias.to_string()));
+                faults.add(RefusalCode::MalformedConfig, "bias", reason);
+                TrainedBias::None
+            }
+        }
+    }
+
+    /// Names that PEFT takes for the same modules by each of its ways of comparing them.
+    fn saved(&self, faults: &mut Faults) -> Vec<Site> {
+        const KEY: &str = "modules_to_save";
+        let mut sites = Vec::new();
+        for name in self.names(KEY, faults) {
+            match name.as_str() {
+                "embed_tokens" | "model.embed_tokens" => sites.push(Site::Embedding),
+                "lm_head" => sites.push(Site::Head),
+                _ => {
+                    let reason =
+                        format!("has {}; only embed_tokens and lm_head are served as whole modules", shown(&name));
+                    faults.add(RefusalCode::Unsupported, KEY, reason);
+                }
+            }
+        }
+        sites.sort_unstable();
+        sites.dedup();
+        sites
     }
 
     fn text(&self, key: &'static str, faults: &mut Faults) -> Option<String> {

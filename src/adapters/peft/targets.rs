@@ -23,6 +23,7 @@ pub enum ModuleKind {
     /// A linear layer inside a decoder layer.
     Linear(Site),
     Embedding,
+    /// The linear layer that `all-linear` leaves out.
     Head,
     /// A norm, an activation or a part that holds others: PEFT has no LoRA for it.
     Other,
@@ -74,6 +75,15 @@ pub fn targeted(
     let mut sites = Vec::new();
     let mut any = false;
     for module in &modules {
+        // What is trained whole is never given a low rank as well.
+        let saved = match module.kind {
+            ModuleKind::Embedding => config.saved.contains(&Site::Embedding),
+            ModuleKind::Head => config.saved.contains(&Site::Head),
+            ModuleKind::Linear(_) | ModuleKind::Other => false,
+        };
+        if saved {
+            continue;
+        }
         let targeted = match rules.select(module) {
             Ok(targeted) => targeted,
             Err((key, error)) => {
@@ -86,22 +96,27 @@ pub fn targeted(
         }
         any = true;
         let path = &module.path;
-        match module.kind {
-            ModuleKind::Linear(site) => match rules.rank_and_alpha(config, path, max_rank, faults) {
-                Ok(Some((rank, alpha, scale))) => sites.push(TargetSite { site, rank, alpha, scale }),
-                Ok(None) => {}
-                Err((key, error)) => {
-                    faults.add(RefusalCode::Pattern, key, error.to_string());
-                    return None;
-                }
-            },
-            ModuleKind::Embedding | ModuleKind::Head => {
-                let reason = format!("takes in {path}; LoRA on embedding and head is not supported yet");
+        let site = match module.kind {
+            ModuleKind::Linear(site) => site,
+            ModuleKind::Embedding if config.lora_bias => {
+                let reason = format!("takes in {path}, and lora_bias is for linear layers");
                 faults.add(RefusalCode::Unsupported, "target_modules", reason);
+                continue;
             }
+            ModuleKind::Embedding => Site::Embedding,
+            ModuleKind::Head => Site::Head,
             ModuleKind::Other => {
                 let reason = format!("takes in {path}, which is no linear layer");
                 faults.add(RefusalCode::Unsupported, "target_modules", reason);
+                continue;
+            }
+        };
+        match rules.rank_and_alpha(config, path, max_rank, faults) {
+            Ok(Some((rank, alpha, scale))) => sites.push(TargetSite { site, rank, alpha, scale }),
+            Ok(None) => {}
+            Err((key, error)) => {
+                faults.add(RefusalCode::Pattern, key, error.to_string());
+                return None;
             }
         }
     }

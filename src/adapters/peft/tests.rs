@@ -69,10 +69,8 @@ fn every_configuration_gives_the_modules_ranks_and_scales_that_peft_gives() {
             refused += 1;
             continue;
         };
-        let reaches_further = modules.keys().any(|path| path == "lm_head" || path.contains("embed"));
         match planned {
             Ok(sites) => {
-                assert!(!reaches_further, "{config} changes the embedding or the head");
                 assert_eq!(sites.len(), modules.len(), "{config}");
                 for target in sites {
                     let expected = &modules[&target.site.to_string()];

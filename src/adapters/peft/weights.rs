@@ -24,6 +24,11 @@ pub struct Tensors<'a> {
 impl<'a> Tensors<'a> {
     /// Reads the header and checks every tensor, adding every fault. `None` if the file's structure is wrong.
     pub fn open(bytes: &'a [u8], faults: &mut Faults) -> Option<Self> {
+        if bytes.starts_with(b"GGUF") {
+            let reason = "is a GGUF LoRA file, and those are not supported yet; only safetensors is read";
+            faults.add(RefusalCode::Unsupported, WEIGHTS_FILE, reason);
+            return None;
+        }
         if let Some(format) = foreign_format(bytes) {
             let reason = format!("is {format}, not safetensors; only safetensors is read");
             faults.add(RefusalCode::UnsafeFormat, WEIGHTS_FILE, reason);
@@ -58,10 +63,6 @@ impl<'a> Tensors<'a> {
         Some(Self { left })
     }
 
-    pub fn contains(&self, name: &str) -> bool {
-        self.left.contains_key(name)
-    }
-
     /// Claims a tensor.
     pub fn take(&mut self, name: &str) -> Option<TensorView<'a>> {
         self.left.remove(name)
@@ -79,9 +80,13 @@ fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
         [b'P', b'K', 3 | 5, 4 | 6, ..] => Some("a zip archive, as torch.save writes it (a pickle)"),
         // A pickle begins with PROTO and its version; a safetensors header of these bytes would be longer than allowed.
         [0x80, 2..=5, third, ..] if *third != 0 => Some("a pickle"),
-        [b'G', b'G', b'U', b'F', ..] => Some("GGUF"),
         [0x89, b'H', b'D', b'F', ..] => Some("HDF5"),
         [0x1f, 0x8b, ..] if bytes.get(4..8) != Some(&[0; 4]) => Some("gzip"),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Some("bzip2"),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some("xz"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("zstd"),
+        [b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c, ..] => Some("a 7z archive"),
+        _ if bytes.get(257..262) == Some(b"ustar") => Some("a tar archive"),
         [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => {
             Some("a Git LFS pointer: the weights were never fetched")
         }
@@ -161,6 +166,14 @@ pub fn values(tensor: &TensorView<'_>) -> Option<Values> {
         Dtype::BF16 => Values::BF16(data.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes)).collect()),
         _ => return None,
     })
+}
+
+pub fn name_of(values: &Values) -> &'static str {
+    match values {
+        Values::F32(_) => "f32",
+        Values::F16(_) => "f16",
+        Values::BF16(_) => "bf16",
+    }
 }
 
 pub fn dtype_name(tensor: &TensorView<'_>) -> &'static str {

@@ -287,7 +287,7 @@ fn adapter(loaded: &Loaded, seed: usize, rank: usize) -> Result<Arc<LoraAdapter>
         scale: 1.0,
         lora_bias: None,
         base_bias: None,
-        gain: None,
+        magnitude: None,
     };
     let shape = &loaded.shape;
     let sites =

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Class;
+use super::{Class, embed::Embedder, head::Head, network::Network, turn::Turn, whole};
 use crate::{
     kernels::{
         blob::Blob,
@@ -10,8 +10,10 @@ use crate::{
         pack::BLOCK,
     },
     model::{
-        LoraAdapter, Matrix, ModelShape, PackError, Packer, Projection, Site, SiteDelta, lora::Values,
-        plain::PlainDelta,
+        LoraAdapter, Matrix, ModelShape, PackError, Packer, Projection, Site, SiteDelta,
+        changes::{Change, Changes, LowRank},
+        dora::gains,
+        lora::Values,
     },
     terms::{AdapterVersion, Digest},
 };
@@ -45,25 +47,38 @@ pub struct CpuAdapter {
     /// The base that it was checked against, and the class that it was packed for.
     pub base: Digest,
     pub class: Class,
-    /// For each layer and [`Input`], what the adapter changes there.
+    /// For each layer and [`Input`], the low ranks there.
     layers: Vec<[Option<Stack>; 4]>,
+    /// For each layer and [`Projection`], what is done to its outputs; empty if nothing is anywhere.
+    turns: Vec<[Option<Turn>; Projection::ALL.len()]>,
+    pub embedder: Option<Embedder>,
+    pub head: Option<Head>,
 }
 
-/// An adapter's deltas to the projections of one input.
-pub struct Stack {
+/// An adapter's low ranks at the projections of one input, or at the one that is no layer's.
+pub struct Stack<P = Projection> {
     /// Their A, one below the other.
     pub shrink: Shrink,
-    expands: Vec<(Projection, Expand)>,
+    expands: Vec<(P, Expand)>,
 }
 
 impl CpuAdapter {
     pub fn stack(&self, layer: usize, input: Input) -> Option<&Stack> {
         self.layers[layer][input as usize].as_ref()
     }
+
+    /// Whether outputs of any projection are changed otherwise than by low ranks.
+    pub fn turns(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
+    pub fn turn(&self, layer: usize, projection: Projection) -> Option<&Turn> {
+        self.turns.get(layer)?[projection as usize].as_ref()
+    }
 }
 
-impl Stack {
-    pub fn expand(&self, projection: Projection) -> Option<&Expand> {
+impl<P: Copy + PartialEq> Stack<P> {
+    pub fn expand(&self, projection: P) -> Option<&Expand> {
         self.expands.iter().find(|(other, _)| *other == projection).map(|(_, expand)| expand)
     }
 
@@ -73,12 +88,12 @@ impl Stack {
         self.shrink.blob().into_iter().chain(expands)
     }
 
-    fn pack(class: Class, deltas: Vec<PlainDelta>) -> Self {
-        let kinds = deltas.iter().flat_map(|delta| [kind(&delta.a), kind(&delta.b)]);
-        let inputs = deltas.first().map_or(0, |delta| delta.a.cols);
+    pub fn pack(class: Class, deltas: Vec<(P, LowRank)>) -> Self {
+        let kinds = deltas.iter().flat_map(|(_, low)| [kind(&low.a), kind(&low.b)]);
+        let inputs = deltas.first().map_or(0, |(_, low)| low.a.cols);
         let precision = precision(class, inputs, kinds);
         let (mut stacked, mut expands, mut ranks) = (Vec::new(), Vec::new(), 0);
-        for PlainDelta { projection, a, b, scale, .. } in deltas {
+        for (projection, LowRank { a, b, scale }) in deltas {
             let (rank, mut a_values, mut b_values) = (a.rows, a.values.to_f32(), b.values.to_f32());
             let mut scale = scale;
             if precision == Precision::F16 {
@@ -90,6 +105,15 @@ impl Stack {
         }
         Self { shrink: Shrink::pack(precision, ranks, inputs, &stacked), expands }
     }
+}
+
+/// Bytes that a stack of these takes.
+fn stack_bytes(class: Class, deltas: &[(&Matrix, &Matrix)]) -> usize {
+    let inputs = deltas.first().map_or(0, |(a, _)| a.cols);
+    let precision = precision(class, inputs, deltas.iter().flat_map(|(a, b)| [kind(a), kind(b)]));
+    let ranks = deltas.iter().map(|(a, _)| a.rows).sum();
+    let shrink = deltas.first().map_or(0, |(a, _)| Shrink::bytes(precision, ranks, a.cols));
+    shrink + deltas.iter().map(|(_, b)| Expand::bytes(precision, b.rows, b.cols)).sum::<usize>()
 }
 
 /// Multiplies by a power of two, so that the largest number is just within what `f16` holds and small ones keep their digits;
@@ -131,65 +155,104 @@ fn precision(class: Class, inputs: usize, mut kinds: impl Iterator<Item = Precis
 
 /// Makes [`CpuAdapter`]s.
 pub struct CpuPacker {
-    pub shape: ModelShape,
+    /// What DoRA's norms and biases refer to.
+    pub network: Arc<Network>,
     pub base: Digest,
     pub class: Class,
 }
 
 impl Packer for CpuPacker {
     fn shape(&self) -> &ModelShape {
-        &self.shape
+        &self.network.shape
     }
 
     fn packed_bytes(&self, sites: &[(Site, SiteDelta)]) -> u64 {
         let mut bytes = 0;
-        for layer in 0..self.shape.layers {
+        for layer in 0..self.network.shape.layers {
             for input in Input::ALL {
                 let at = |projection| Site::Layer { layer: layer as u16, projection };
                 let deltas = input.projections().iter().filter_map(|&projection| {
-                    sites.iter().find(|(site, _)| *site == at(projection)).and_then(|(_, delta)| match delta {
-                        SiteDelta::LowRank { a, b, .. } => Some((a, b)),
-                        // Refused by `pack`, which then holds nothing.
-                        SiteDelta::Bias(_)
-                        | SiteDelta::Full(_)
-                        | SiteDelta::EmbedLowRank { .. }
-                        | SiteDelta::TokenRows { .. } => None,
+                    sites.iter().find_map(|(site, delta)| match delta {
+                        SiteDelta::LowRank { a, b, .. } if *site == at(projection) => Some((a, b)),
+                        _ => None,
                     })
                 });
-                let deltas: Vec<_> = deltas.collect();
-                let inputs = deltas.first().map_or(0, |(a, _)| a.cols);
-                let kinds = deltas.iter().flat_map(|(a, b)| [kind(a), kind(b)]);
-                let precision = precision(self.class, inputs, kinds);
-                let ranks = deltas.iter().map(|(a, _)| a.rows).sum();
-                bytes += deltas.first().map_or(0, |(a, _)| Shrink::bytes(precision, ranks, a.cols));
-                bytes += deltas.iter().map(|(_, b)| Expand::bytes(precision, b.rows, b.cols)).sum::<usize>();
+                bytes += stack_bytes(self.class, &deltas.collect::<Vec<_>>());
             }
         }
+        bytes += sites.iter().map(|(site, delta)| self.bytes_beside(*site, delta)).sum::<usize>();
         bytes as u64
     }
 
     fn pack(&self, version: AdapterVersion, sites: Vec<(Site, SiteDelta)>) -> Result<LoraAdapter, PackError> {
         let bytes = self.packed_bytes(&sites);
-        let mut layers: Vec<[Option<PlainDelta>; Projection::ALL.len()]> = Vec::new();
-        layers.resize_with(self.shape.layers, Default::default);
-        for (site, delta) in sites {
-            let delta = PlainDelta::of(&self.shape, site, delta)?;
-            let place = &mut layers[delta.layer][delta.projection as usize];
-            if place.is_some() {
-                return Err(PackError::Twice { site: site.to_string() });
-            }
-            *place = Some(delta);
-        }
-        let stack = |layer: &mut [Option<PlainDelta>; Projection::ALL.len()], input: Input| {
-            let deltas = input.projections().iter().filter_map(|projection| layer[*projection as usize].take());
-            let deltas: Vec<PlainDelta> = deltas.collect();
-            (!deltas.is_empty()).then(|| Stack::pack(self.class, deltas))
+        let Changes { mut layers, embedding, head } = Changes::of(&self.network.shape, sites)?;
+        let turns = match layers.iter().flatten().flatten().any(Change::turns) {
+            true => layers
+                .iter()
+                .enumerate()
+                .map(|(layer, changes)| self.turns(layer, changes))
+                .collect::<Result<_, _>>()?,
+            false => Vec::new(),
+        };
+        let stack = |layer: &mut [Option<Change>; Projection::ALL.len()], input: Input| {
+            let low_ranks = input.projections().iter().filter_map(|&projection| {
+                let change = layer[projection as usize].as_mut()?;
+                change.low_rank.take().map(|low| (projection, low))
+            });
+            let low_ranks: Vec<_> = low_ranks.collect();
+            (!low_ranks.is_empty()).then(|| Stack::pack(self.class, low_ranks))
         };
         let mut layers: Vec<[Option<Stack>; 4]> =
             layers.iter_mut().map(|layer| Input::ALL.map(|input| stack(layer, input))).collect();
         // In the order in which a step reads them.
         Blob::gather(layers.iter_mut().flatten().flatten().flat_map(Stack::blobs));
-        Ok(LoraAdapter::new(version, bytes, Arc::new(CpuAdapter { base: self.base, class: self.class, layers })))
+        let embedder = embedding.map(|change| Embedder::pack(self.class, &self.network, change)).transpose()?;
+        let head = head.map(|change| Head::pack(self.class, &self.network, change)).transpose()?;
+        let (base, class) = (self.base, self.class);
+        Ok(LoraAdapter::new(version, bytes, Arc::new(CpuAdapter { base, class, layers, turns, embedder, head })))
+    }
+}
+
+impl CpuPacker {
+    /// What a layer's changes do beside their low ranks, which are still there.
+    fn turns(
+        &self,
+        layer: usize,
+        changes: &[Option<Change>; Projection::ALL.len()],
+    ) -> Result<[Option<Turn>; Projection::ALL.len()], PackError> {
+        let mut turns: [Option<Turn>; Projection::ALL.len()] = Default::default();
+        for projection in Projection::ALL {
+            let Some(change) = &changes[projection as usize] else { continue };
+            let linear = self.network.layers[layer].linear(projection);
+            let gain = match (&change.magnitude, &change.low_rank) {
+                (Some(magnitude), Some(low)) => {
+                    let site = Site::Layer { layer: layer as u16, projection };
+                    Some(gains(site, magnitude, low, |output, out| linear.weights.row(output, out))?)
+                }
+                (_, _) => None,
+            };
+            let bias = linear.bias.as_deref();
+            turns[projection as usize] = Turn::new(change, linear.weights.outputs(), bias, gain);
+        }
+        Ok(turns)
+    }
+
+    /// Bytes of what a delta holds beside a low rank of a layer.
+    fn bytes_beside(&self, site: Site, delta: &SiteDelta) -> usize {
+        let biased = self.network.shape.has_bias(site);
+        match delta {
+            SiteDelta::LowRank { a, b, lora_bias, base_bias, magnitude, .. } => {
+                let shifted = lora_bias.is_some() || base_bias.is_some() || (magnitude.is_some() && biased);
+                let low = if site == Site::Head { stack_bytes(self.class, &[(a, b)]) } else { 0 };
+                low + Turn::bytes(b.rows, magnitude.is_some(), shifted)
+            }
+            SiteDelta::Bias(bias) => Turn::bytes(bias.len(), false, true),
+            SiteDelta::Full(matrix) => whole::bytes(self.class, matrix),
+            SiteDelta::EmbedLowRank { a, b, magnitude, .. } => Embedder::bytes(a, b, magnitude.is_some()),
+            // Refused by `pack`, which then holds nothing.
+            SiteDelta::TokenRows { .. } => 0,
+        }
     }
 }
 

@@ -3,11 +3,11 @@
 use super::{
     Numerics,
     buffers::{Rows, Tiles, grown, rows_of},
+    head::{Changed, Head, product},
     network::Network,
 };
 use crate::{
     kernels::{
-        matmul::{panel_f32, panel_int8},
         pack::PANEL,
         pool::Pool,
         quantize::{norm_quantize_row, norm_row},
@@ -54,6 +54,8 @@ struct Desk {
 pub struct Ending<'s> {
     pub network: &'s Network,
     pub numerics: Numerics,
+    /// `[rows]`, or empty if no adapter changes the head.
+    pub heads: &'s [Option<&'s Head>],
     pub pool: &'s mut Pool,
     /// `[rows, hidden]`
     pub residual: &'s [f32],
@@ -63,11 +65,13 @@ pub struct Ending<'s> {
 impl Ending<'_> {
     /// Answers each ask, in their order.
     pub fn answer(self, asks: &[RowAsk], memory: &mut Answers, out: &mut StepOutput) {
-        let Self { network, numerics, pool, residual, clock } = self;
+        let Self { network, numerics, heads, pool, residual, clock } = self;
         let (hidden, vocab) = (network.shape.hidden, network.shape.vocab);
         let (eps, isa) = (network.shape.norm_eps as f32, numerics.isa);
-        let quantizes = numerics.class.quantizes(&network.head);
         for asks in asks.chunks(AT_ONCE) {
+            let mut changed = (!heads.is_empty()).then(|| Changed::of(asks, heads));
+            let quantizes = numerics.class.quantizes(&network.head)
+                || changed.as_ref().is_some_and(|changed| changed.quantizes(numerics.class));
             pool.each(memory.input.begin(asks.len(), hidden, FEW), |piece, (floats, q, scales, sums)| {
                 for (ask, out) in asks[piece * FEW..].iter().zip(rows_of((floats, q, scales, sums), hidden)) {
                     let x = &residual[ask.row as usize * hidden..][..hidden];
@@ -84,14 +88,18 @@ impl Ending<'_> {
             let tiles = grown(&mut memory.tiles, panels * tile);
             let parts = grown(&mut memory.parts, panels.div_ceil(PART / PANEL) * asks.len());
             let x = &memory.input;
+            if let Some(changed) = changed.as_mut().filter(|_| judged) {
+                changed.prepare(pool, numerics, x, quantizes);
+            }
             // Each part of fixed length is measured while it is near, by whoever computed it.
             let pieces = (cut(&mut *tiles, PART / PANEL * tile), cut(&mut *parts, asks.len().max(1)));
             pool.each(pieces, |part, (tiles, parts)| {
-                for (panel, tile) in (part * (PART / PANEL)..).zip(tiles.chunks_exact_mut(tile)) {
-                    match quantizes {
-                        true => panel_int8(isa, &network.head, panel, &x.quantized(), tile),
-                        false => panel_f32(isa, &network.head, panel, x.floats(), tile),
-                    }
+                let first = part * (PART / PANEL);
+                for (panel, tile) in (first..).zip(tiles.chunks_exact_mut(tile)) {
+                    product(numerics, &network.head, panel, x, tile);
+                }
+                if let Some(changed) = &changed {
+                    changed.apply(numerics, first..first + tiles.len() / tile, tiles);
                 }
                 let tiles = Tiles { values: tiles, rows: asks.len() };
                 let mut logits = [0.0; PART];

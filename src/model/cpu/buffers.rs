@@ -67,6 +67,22 @@ impl Rows {
         )
     }
 
+    /// A copy of some rows, in their order.
+    pub fn some(&self, rows: &[u32]) -> Self {
+        fn of<T: Copy>(values: &[T], rows: &[u32], width: usize) -> Vec<T> {
+            rows.iter().flat_map(|&row| &values[row as usize * width..][..width]).copied().collect()
+        }
+        let blocks = self.width.div_ceil(BLOCK);
+        Self {
+            rows: rows.len(),
+            width: self.width,
+            floats: of(&self.floats, rows, self.width),
+            q: of(&self.q, rows, self.width),
+            scales: of(&self.scales, rows, blocks),
+            sums: of(&self.sums, rows, blocks),
+        }
+    }
+
     /// `[rows, width]`
     pub fn floats(&self) -> &[f32] {
         &self.floats[..self.rows * self.width]

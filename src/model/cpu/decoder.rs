@@ -75,7 +75,7 @@ pub fn assemble(
         Class::Fast => Store::Fast(KvStore::new(shape, kv)),
     };
     Ok(Parts {
-        packer: Arc::new(CpuPacker { shape: shape.clone(), base, class: numerics.class }),
+        packer: Arc::new(CpuPacker { network: Arc::clone(&network), base, class: numerics.class }),
         network: Arc::clone(&network),
         decoder: CpuDecoder {
             kv,
@@ -132,7 +132,11 @@ impl LanguageModel for CpuDecoder {
             }
         }
         let (residual, pool, clock) = (self.buffers.residual.as_slice(), &mut self.pool, &mut self.clock);
-        Ending { network, numerics: self.numerics, pool, residual, clock }.answer(&batch.asks, &mut self.answers, out);
+        Ending { network, numerics: self.numerics, heads: &plan.heads, pool, residual, clock }.answer(
+            &batch.asks,
+            &mut self.answers,
+            out,
+        );
         Ok(())
     }
 

@@ -108,7 +108,7 @@ impl Deltas {
         let of = |projection| {
             let stacks =
                 plan.adapters.iter().map(|adapter| (adapter.weights.stack(spot.layer, spot.input), &*adapter.rows));
-            stacks.filter_map(|(stack, rows)| Some((stack?.expand(projection)?, rows))).collect()
+            stacks.filter_map(|(stack, rows)| Some(Site { b: stack?.expand(projection)?, rows })).collect()
         };
         let sites = match plan.adapters.is_empty() {
             true => Vec::new(),
@@ -144,17 +144,23 @@ impl Deltas {
 /// B of every adapter at one spot, with the rows it is for: looked up once for all panels.
 pub struct Onto<'d> {
     shrunk: Shrunk<'d>,
-    sites: Vec<(Projection, Vec<(&'d Expand, &'d [u32])>)>,
+    sites: Vec<(Projection, Vec<Site<'d>>)>,
+}
+
+/// One adapter's B, and its rows.
+struct Site<'d> {
+    b: &'d Expand,
+    rows: &'d [u32],
 }
 
 impl Onto<'_> {
-    fn sites(&self, projection: Projection) -> &[(&Expand, &[u32])] {
+    fn sites(&self, projection: Projection) -> &[Site<'_>] {
         self.sites.iter().find(|(other, _)| *other == projection).map_or(&[], |(_, sites)| sites)
     }
 
     /// Adds each adapter's delta to its rows of the tiles of `panels`.
     pub fn expand(&self, isa: Isa, projection: Projection, panels: Range<usize>, tiles: &mut [f32]) {
-        for (b, rows) in self.sites(projection) {
+        for Site { b, rows } in self.sites(projection) {
             expand(isa, b, panels.clone(), self.shrunk, rows, tiles);
         }
     }
@@ -162,7 +168,7 @@ impl Onto<'_> {
     /// Asks for share `share` of `shares` of the adapters' B of `panels`, to be here when the base's products are done.
     pub fn fetch(&self, projection: Projection, panels: Range<usize>, (share, shares): (usize, usize)) {
         let sites = self.sites(projection);
-        for (b, _) in &sites[share * sites.len() / shares..(share + 1) * sites.len() / shares] {
+        for Site { b, .. } in &sites[share * sites.len() / shares..(share + 1) * sites.len() / shares] {
             b.fetch(panels.clone());
         }
     }

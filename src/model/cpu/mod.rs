@@ -9,10 +9,14 @@ mod buffers;
 mod costs;
 mod decoder;
 mod delta;
+mod embed;
+mod head;
 mod kv;
 mod network;
 mod plan;
 mod step;
+mod turn;
+mod whole;
 
 pub use decoder::{Parts, assemble};
 

@@ -159,15 +159,10 @@ impl Builder<'_> {
     }
 
     fn linear(&mut self, layer: usize, projection: Projection) -> Built<Linear> {
-        use Projection::{Down, Gate, Key, Output, Query, Up, Value};
         let module = format!("model.layers.{layer}.{}", projection.module());
         let (out, input) = self.shape.projection_shape(projection);
         let weights = self.matrix(&format!("{module}.weight"), out, input)?;
-        let biased = match projection {
-            Query | Key | Value => self.shape.qkv_bias,
-            Output => self.shape.output_bias,
-            Gate | Up | Down => self.shape.ffn_bias,
-        };
+        let biased = self.shape.has_bias(Site::Layer { layer: layer as u16, projection });
         let bias = if biased { Some(self.weights.take(&format!("{module}.bias"), &[out])?) } else { None };
         Ok(Linear { weights, bias })
     }

@@ -5,6 +5,8 @@ use std::{borrow::Cow, ops::Range};
 use super::{
     Class,
     adapter::{CpuAdapter, Input},
+    embed::Embedder,
+    head::Head,
 };
 use crate::{
     kernels::attention::{Reach, Slots, partial_len, splits},
@@ -28,6 +30,12 @@ pub struct Plan<'a> {
     /// Where each row's keys and values are stored.
     pub slots: Slots,
     pub adapters: Vec<RowsOfAdapter<'a>>,
+    /// Whether an adapter changes a layer's outputs otherwise than by low ranks.
+    pub turned: bool,
+    /// `[rows]`, or empty if no adapter changes the embedding.
+    pub embedders: Vec<Option<&'a Embedder>>,
+    /// `[rows]`, or empty if no adapter changes the head.
+    pub heads: Vec<Option<&'a Head>>,
     /// One for each sliding window in the model.
     windows: Vec<(Option<usize>, WindowPlan)>,
 }
@@ -101,7 +109,7 @@ impl<'a> Plan<'a> {
             }
             Ok(RowsOfAdapter { weights, rows })
         });
-        let adapters = adapters.collect::<Result<_, StepError>>()?;
+        let adapters = adapters.collect::<Result<Vec<_>, StepError>>()?;
         let (cosines, sines) = rotary.at(&batch.positions);
         let slots = Slots::new(places(batch, kv.block_tokens)).ok_or(BatchError::Slot)?;
         let mut windows: Vec<(Option<usize>, WindowPlan)> = Vec::new();
@@ -110,7 +118,10 @@ impl<'a> Plan<'a> {
                 windows.push((window, WindowPlan::new(batch, shape, window, threads)));
             }
         }
-        Ok(Self { batch, rows: batch.rows(), cosines, sines, slots, adapters, windows })
+        let turned = adapters.iter().any(|adapter| adapter.weights.turns());
+        let embedders = by_row(&adapters, batch.rows(), |weights| weights.embedder.as_ref());
+        let heads = by_row(&adapters, batch.rows(), |weights| weights.head.as_ref());
+        Ok(Self { batch, rows: batch.rows(), cosines, sines, slots, adapters, turned, embedders, heads, windows })
     }
 
     pub fn window(&self, window: Option<usize>) -> &WindowPlan {
@@ -132,6 +143,22 @@ impl<'a> Plan<'a> {
     pub fn partials(&self) -> usize {
         self.windows.iter().filter_map(|(_, plan)| plan.bounds.last().copied()).max().unwrap_or(0)
     }
+}
+
+/// What each row's adapter has of a kind; empty if none has any.
+fn by_row<'a, T>(
+    adapters: &[RowsOfAdapter<'a>],
+    rows: usize,
+    part: impl Fn(&'a CpuAdapter) -> Option<&'a T>,
+) -> Vec<Option<&'a T>> {
+    let mut parts: Vec<Option<&'a T>> = Vec::new();
+    for RowsOfAdapter { weights, rows: own } in adapters {
+        if let Some(part) = part(weights) {
+            parts.resize(rows, None);
+            own.iter().for_each(|&row| parts[row as usize] = Some(part));
+        }
+    }
+    parts
 }
 
 /// Each row's block, and offset in it.

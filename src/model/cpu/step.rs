@@ -1,10 +1,13 @@
 //! One step through the layers, phase by phase. Each phase is shared out among the threads in pieces that write apart.
 
+use std::ops::Range;
+
 use super::{
     Numerics,
     adapter::Input,
     buffers::{Buffers, Rows, Tiles, grown, rows_of},
     delta::{Sharing, Spot, shrink_rows},
+    head::product,
     kv::KvStore,
     network::{Layer, Linear, Network, PanelsOf},
     plan::Plan,
@@ -14,7 +17,6 @@ use crate::{
         activation::silu_times,
         attention::{Ahead, Queries, Stored, attend, join, partial_len},
         lora::Inputs,
-        matmul::{panel_f32, panel_int8},
         pack::PANEL,
         pool::Pool,
         quantize::{BlockSum, QuantizedRows, norm_quantize_row, norm_row, quantize_row},
@@ -76,11 +78,16 @@ impl<T: Stored> Step<'_, T> {
 
     fn embed(&mut self) {
         let (hidden, tokens, network) = (self.network.shape.hidden, &self.plan.batch.tokens, self.network);
+        let embedders = &self.plan.embedders;
         let at_once = self.rows_at_once();
         let residual = grown(&mut self.buffers.residual, self.plan.rows * hidden);
         self.pool.each(cut(residual, at_once * hidden), |piece, rows| {
-            for (row, token) in rows.chunks_exact_mut(hidden).zip(&tokens[piece * at_once..]) {
-                network.embed(*token as usize, row);
+            for (index, out) in (piece * at_once..).zip(rows.chunks_exact_mut(hidden)) {
+                let token = tokens[index] as usize;
+                match embedders.get(index).copied().flatten() {
+                    Some(embedder) => embedder.embed(network, token, out),
+                    None => network.embed(token, out),
+                }
             }
         });
         self.clock.lap(Phase::Embed);
@@ -195,6 +202,7 @@ impl<T: Stored> Step<'_, T> {
                     multiply(numerics, linear, panel + number, x, tile);
                 }
                 onto.expand(numerics.isa, projection, panel..panel + here, tiles);
+                turn(plan, index, (projection, panel..panel + here), tiles);
                 (place, rest) = (place + here, after);
             }
         });
@@ -231,8 +239,11 @@ impl<T: Stored> Step<'_, T> {
                     multiply(numerics, layer.linear(projection), first + number, input, tile);
                 }
             }
-            onto.expand(numerics.isa, Projection::Gate, first..first + here, gates);
-            onto.expand(numerics.isa, Projection::Up, first..first + here, ups);
+            let here = first..first + here;
+            for (projection, tiles) in [(Projection::Gate, &mut *gates), (Projection::Up, &mut *ups)] {
+                onto.expand(numerics.isa, projection, here.clone(), tiles);
+                turn(plan, index, (projection, here.clone()), tiles);
+            }
             silu_times(numerics.isa, gates, ups);
         });
         self.clock.lap(Phase::GateUp);
@@ -377,12 +388,21 @@ fn made<'p>(
     Inputs { floats, quantized: quantized.then_some(QuantizedRows { inputs: width, q, scales, sums }) }
 }
 
+/// What adapters do to the finished outputs of their rows, in the tiles of `panels`.
+fn turn(plan: &Plan, layer: usize, (projection, panels): (Projection, Range<usize>), tiles: &mut [f32]) {
+    if !plan.turned {
+        return;
+    }
+    for adapter in &plan.adapters {
+        if let Some(turn) = adapter.weights.turn(layer, projection) {
+            turn.apply(panels.clone(), &adapter.rows, tiles);
+        }
+    }
+}
+
 /// One panel of a projection for all rows, with its bias.
 pub fn multiply(numerics: Numerics, linear: &Linear, panel: usize, x: &Rows, tile: &mut [f32]) {
-    match numerics.class.quantizes(&linear.weights) {
-        true => panel_int8(numerics.isa, &linear.weights, panel, &x.quantized(), tile),
-        false => panel_f32(numerics.isa, &linear.weights, panel, x.floats(), tile),
-    }
+    product(numerics, &linear.weights, panel, x, tile);
     if let Some(bias) = &linear.bias {
         let bias = &bias[panel * PANEL..bias.len().min((panel + 1) * PANEL)];
         for row in tile.chunks_exact_mut(PANEL) {

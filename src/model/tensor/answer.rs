@@ -4,7 +4,7 @@
 //! are: [`super::scores`] judges them there, and only rows that it leaves undecided, or whose logits are what was asked for,
 //! are fetched.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::{
     candidates::MOST,
@@ -34,12 +34,14 @@ impl Scoring {
     }
 }
 
-/// Answers each ask from `hidden`, the normed rows of the asks in their order (`[asks, hidden]`), and the head
-/// (`[vocab, hidden]`).
+/// The logits of some asks, `[n, vocab]` in `f32`, of their places and normed rows.
+type Head<'h> = dyn Fn(&[u32], &Tensor) -> Result<Tensor> + 'h;
+
+/// Answers each ask from `hidden`, the normed rows of the asks in their order (`[asks, hidden]`).
 pub fn answer(
     asks: &[RowAsk],
     hidden: &Tensor,
-    head: &Tensor,
+    (vocab, head): (usize, &Head),
     scoring: Scoring,
     scratch: &mut Scratch,
 ) -> Result<Vec<RowAnswer>> {
@@ -52,10 +54,9 @@ pub fn answer(
             answers[*place as usize] = Some(finite_or_not(RowAnswer::Hidden, values));
         }
     }
-    let vocab = head.dim(0)?;
     let part = (MAX_LOGITS / vocab.max(MOST * MOST)).max(1);
     for places in judged.chunks(part) {
-        let logits = ops::cast(&ops::product(head, &rows_of(hidden, places)?)?, DType::F32)?;
+        let logits = head(places, &rows_of(hidden, places)?)?;
         let wants: Vec<&Want> = places.iter().map(|place| &asks[*place as usize].want).collect();
         for (place, answer) in places.iter().zip(judge_all(&wants, &logits, scoring, scratch)?) {
             answers[*place as usize] = Some(answer);

@@ -111,7 +111,13 @@ pub fn assemble(
     let network = Arc::new(Builder { weights, shape: &shape, device: &device, dtype }.network()?);
     let pools = KvPools::new(&shape, kv, dtype, &device).map_err(|error| LoadError::Device(error.to_string()))?;
     Ok(Parts {
-        packer: Arc::new(TensorPacker { shape: shape.clone(), base, device: device.clone() }),
+        packer: Arc::new(TensorPacker {
+            shape: shape.clone(),
+            base,
+            device: device.clone(),
+            dtype,
+            network: network.clone(),
+        }),
         rows: Arc::new(TensorRows(network.clone())),
         embedding: network.embedding.clone(),
         decoder: TensorDecoder {
@@ -184,7 +190,7 @@ impl Runner {
     fn run(&self, batch: &Batch, deltas: &StepDeltas, scratch: &mut Scratch, out: &mut StepOutput) -> Result<()> {
         let plan = Plan::new(batch, &self.shape, self.kv, &self.rotary, self.dtype, &self.device, self.paged)?;
         let step = Step { shape: &self.shape, plan: &plan, deltas, pools: &self.pools };
-        let mut x = ops::select(&self.network.embedding, &plan.tokens)?;
+        let mut x = deltas.embed(ops::select(&self.network.embedding, &plan.tokens)?, &batch.tokens)?;
         for (index, layer) in self.network.layers.iter().enumerate() {
             x = layer.forward(x, index, &step)?;
         }
@@ -194,7 +200,12 @@ impl Runner {
         let rows: Vec<u32> = batch.asks.iter().map(|ask| ask.row).collect();
         let asked = ops::select(&x, &ops::upload(&rows, rows.len(), &self.device)?)?;
         let asked = norm(&asked, &self.network.final_norm, &self.shape)?;
-        out.answers.extend(answer(&batch.asks, &asked, &self.network.head, self.scoring, scratch)?);
+        let head = |places: &[u32], hidden: &Tensor| {
+            let logits = ops::cast(&ops::product(&self.network.head, hidden)?, DType::F32)?;
+            let rows: Vec<u32> = places.iter().map(|&place| rows[place as usize]).collect();
+            deltas.heads(logits, hidden, &rows)
+        };
+        out.answers.extend(answer(&batch.asks, &asked, (self.shape.vocab, &head), self.scoring, scratch)?);
         Ok(())
     }
 }

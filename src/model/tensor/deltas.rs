@@ -11,6 +11,7 @@ use super::{
     lora::{LowRank, TensorAdapter},
     ops,
     stacks::{Stack, Stacks},
+    turns::{self, Turns},
 };
 use crate::{
     model::{AdapterRows, LoraAdapter, Projection, StepError},
@@ -24,12 +25,15 @@ pub struct StepDeltas<'a> {
     sites: Vec<[Option<usize>; Projection::ALL.len()]>,
     arrangements: Vec<Arrangement>,
     stacks: &'a Stacks,
+    turns: Turns,
 }
 
-struct RowsOfAdapter<'a> {
+/// One of the step's adapters.
+pub struct RowsOfAdapter<'a> {
     adapter: &'a Arc<LoraAdapter>,
-    weights: &'a TensorAdapter,
-    rows: &'a [u32],
+    pub weights: &'a TensorAdapter,
+    /// Ascending.
+    pub rows: &'a [u32],
 }
 
 /// The groups of all sites at which every adapter of the step has the same rank, or none.
@@ -88,7 +92,8 @@ impl<'a> StepDeltas<'a> {
         stacks.start_step();
         let mut arranger = Arranger { adapters: &adapters, batch_rows, device, stacks };
         let (sites, arrangements) = arranger.arrange().map_err(device_failed)?;
-        Ok(Self { adapters, sites, arrangements, stacks })
+        let turns = Turns::new(&adapters, device).map_err(device_failed)?;
+        Ok(Self { adapters, sites, arrangements, stacks, turns })
     }
 
     /// The rows of `x` (`[rows, in]`) that adapters change at one of `projections`, for each arrangement that serves one.
@@ -110,8 +115,31 @@ impl<'a> StepDeltas<'a> {
         Ok(inputs)
     }
 
-    /// Adds every adapter's delta to its rows of `base` (`[rows, out]`); the result is contiguous.
+    /// Changes every adapter's rows of `base` (`[rows, out]`); the result is contiguous.
     pub fn apply(
+        &self,
+        base: Tensor,
+        inputs: &[(usize, Vec<Tensor>)],
+        layer: usize,
+        projection: Projection,
+    ) -> Result<Tensor> {
+        let summed = self.add(base, inputs, layer, projection)?;
+        self.turns.apply(summed, &self.adapters, layer, projection)
+    }
+
+    /// Puts adapters' own embeddings of the batch's `tokens` in the place of the base's, `x` (`[rows, hidden]`).
+    pub fn embed(&self, x: Tensor, tokens: &[u32]) -> Result<Tensor> {
+        turns::embed(x, tokens, &self.adapters)
+    }
+
+    /// Puts adapters' own logits in the place of the base's, `logits` (`[n, vocab]`, `f32`), which come from `hidden` (`[n, hidden]`)
+    /// of the batch rows `rows`.
+    pub fn heads(&self, logits: Tensor, hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        turns::heads(logits, hidden, rows, &self.adapters)
+    }
+
+    /// Adds every adapter's low-rank delta.
+    fn add(
         &self,
         base: Tensor,
         inputs: &[(usize, Vec<Tensor>)],

@@ -29,6 +29,7 @@ mod scores;
 mod stacks;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use decoder::{Parts, assemble, dtype};
 pub use paged::possible as reads_pages;

@@ -1,8 +1,8 @@
-//! Single rows of the base's matrices.
+//! Single rows of the base's matrices, and matrices in their place: beside steps, on other threads.
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::decoder::Network;
 use crate::model::{BaseWeights, Site};
@@ -11,6 +11,12 @@ use crate::model::{BaseWeights, Site};
 pub struct TensorRows(pub Arc<Network>);
 
 impl TensorRows {
+    /// All of a site's matrix, row by row.
+    pub fn values(&self, site: Site) -> Result<Vec<f32>> {
+        let Some((matrix, _)) = self.matrix(site) else { candle_core::bail!("the base has no {site}") };
+        matrix.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?.flatten_all()?.to_vec1()
+    }
+
     fn matrix(&self, site: Site) -> Option<(Tensor, Option<Tensor>)> {
         match site {
             Site::Embedding => Some((self.0.embedding.clone(), None)),
@@ -22,6 +28,11 @@ impl TensorRows {
             }
         }
     }
+}
+
+/// A matrix on the device, in the dtype of the base's: one that an adapter brings whole.
+pub fn place(values: Vec<f32>, shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor> {
+    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
 impl BaseWeights for TensorRows {

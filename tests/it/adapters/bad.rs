@@ -25,6 +25,14 @@ fn b() -> String {
     format!("{Q0}.lora_B.weight")
 }
 
+/// What a tar file begins with: a name, and its mark at byte 257.
+fn tar() -> Vec<u8> {
+    let mut header = vec![0; 1024];
+    header[..5].copy_from_slice(b"a.bin");
+    header[257..262].copy_from_slice(b"ustar");
+    header
+}
+
 fn rename(draft: &mut Draft, from: &str, to: &str) {
     let tensor = draft.tensors.remove(from).unwrap();
     draft.tensors.insert(to.to_owned(), tensor);
@@ -73,7 +81,37 @@ const FILES: &[Kind] = &[
         Code::UnsafeFormat,
         "a zip archive",
     ),
-    Kind("gguf", |d| d.put(WEIGHTS_FILE, b"GGUF\x03\x00\x00\x00 and more".to_vec()), Code::UnsafeFormat, "is GGUF"),
+    Kind(
+        "gguf",
+        |d| d.put(WEIGHTS_FILE, b"GGUF\x03\x00\x00\x00 and more".to_vec()),
+        Code::Unsupported,
+        "is a GGUF LoRA file, and those are not supported yet",
+    ),
+    Kind(
+        "gguf-beside",
+        |d| {
+            d.leave_out(WEIGHTS_FILE);
+            d.put("my-lora-F16.GGUF", b"GGUF\x03\x00\x00\x00 and more".to_vec());
+        },
+        Code::Unsupported,
+        "adapter_model.safetensors: is not in the folder, a GGUF LoRA file is",
+    ),
+    Kind(
+        "archive-only",
+        |d| {
+            d.leave_out(WEIGHTS_FILE);
+            d.put("adapter.tar.gz", b"\x1f\x8b\x08\x00".to_vec());
+        },
+        Code::UnsafeFormat,
+        "an archive is; archives are not unpacked",
+    ),
+    Kind("tar", |d| d.put(WEIGHTS_FILE, tar()), Code::UnsafeFormat, "is a tar archive, not safetensors"),
+    Kind(
+        "zstd",
+        |d| d.put(WEIGHTS_FILE, [b"\x28\xb5\x2f\xfd".as_slice(), &[7; 90]].concat()),
+        Code::UnsafeFormat,
+        "is zstd, not safetensors",
+    ),
     Kind(
         "lfs-pointer",
         |d| d.put(WEIGHTS_FILE, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
@@ -329,7 +367,7 @@ const TENSORS: &[Kind] = &[
         "extra-tensor",
         |d| drop(d.tensors.insert("base_model.model.model.norm.weight".to_owned(), TensorDraft::f32(&[64], 1.0))),
         Code::UnknownTensor,
-        "base_model.model.model.norm.weight: is nothing that plain LoRA uses",
+        "base_model.model.model.norm.weight: is nothing that LoRA uses",
     ),
     Kind(
         "untargeted-module",
@@ -377,14 +415,51 @@ const TENSORS: &[Kind] = &[
     Kind(
         "magnitudes",
         |d| drop(d.tensors.insert(format!("{Q0}.lora_magnitude_vector"), TensorDraft::f32(&[64], 1.0))),
-        Code::Unsupported,
-        "DoRA's magnitudes",
+        Code::UnknownTensor,
+        "holds DoRA's magnitudes, and the configuration does not use them there",
     ),
     Kind(
-        "changed-head",
-        |d| drop(d.tensors.insert("base_model.model.lm_head.weight".to_owned(), TensorDraft::f32(&[512, 64], 1.0))),
+        "bias-of-b",
+        |d| drop(d.tensors.insert(format!("{Q0}.lora_B.bias"), TensorDraft::f32(&[64], 1.0))),
+        Code::UnknownTensor,
+        "is a bias on lora_B, and the configuration has none there",
+    ),
+    Kind(
+        "bias-without-bias",
+        |d| {
+            d.set("bias", json!("all"));
+            d.tensors.insert(format!("{Q0}.base_layer.bias"), TensorDraft::f32(&[64], 1.0));
+        },
+        Code::UnknownTensor,
+        "the configuration trains none there or this base has none",
+    ),
+    Kind(
+        "token-rows",
+        |d| {
+            let name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta".to_owned();
+            d.tensors.insert(name, TensorDraft::f32(&[3, 64], 1.0));
+        },
         Code::Unsupported,
-        "lm_head.weight",
+        "holds trained token rows",
+    ),
+    Kind(
+        "magnitude-of-another-size",
+        |d| {
+            d.set("use_dora", json!(true));
+            d.tensors.insert(format!("{Q0}.lora_magnitude_vector"), TensorDraft::f32(&[63], 1.0));
+        },
+        Code::Shape,
+        "lora_magnitude_vector: has shape [63]; this base makes [64]",
+    ),
+    Kind(
+        "magnitude-twice",
+        |d| {
+            d.set("use_dora", json!(true));
+            d.tensors.insert(format!("{Q0}.lora_magnitude_vector"), TensorDraft::f32(&[64], 1.0));
+            d.tensors.insert(format!("{Q0}.lora_magnitude_vector.weight"), TensorDraft::f32(&[64], 1.0));
+        },
+        Code::UnknownTensor,
+        "stands there twice",
     ),
     Kind(
         "resized-vocabulary",
@@ -542,35 +617,64 @@ const FEATURES: &[Kind] = &[
     Kind(
         "dora",
         |d| d.set("use_dora", json!(true)),
-        Code::Unsupported,
-        "use_dora: means DoRA's magnitudes, and that is not supported yet",
+        Code::MissingTensor,
+        "model.layers.0.self_attn.q_proj: has no lora_magnitude_vector, which the configuration asks for",
     ),
-    Kind("lora-bias", |d| d.set("lora_bias", json!(true)), Code::Unsupported, "lora_bias"),
-    Kind("bias", |d| d.set("bias", json!("all")), Code::Unsupported, "bias: is \"all\""),
-    Kind("modules-to-save", |d| d.set("modules_to_save", json!(["lm_head"])), Code::Unsupported, "modules_to_save"),
+    Kind("lora-bias", |d| d.set("lora_bias", json!(true)), Code::MissingTensor, "has no lora_B.bias"),
+    Kind(
+        "dora-with-lora-bias",
+        |d| {
+            d.set("use_dora", json!(true));
+            d.set("lora_bias", json!(true));
+        },
+        Code::MalformedConfig,
+        "lora_bias: cannot be used with use_dora",
+    ),
+    Kind("bias", |d| d.set("bias", json!("some")), Code::MalformedConfig, "bias: is \"some\"; it must be none, all or"),
+    Kind(
+        "modules-to-save",
+        |d| d.set("modules_to_save", json!(["lm_head"])),
+        Code::MissingTensor,
+        "lm_head: is to be saved whole by the configuration and has no weight",
+    ),
+    Kind(
+        "modules-to-save-a-norm",
+        |d| d.set("modules_to_save", json!(["norm"])),
+        Code::Unsupported,
+        "modules_to_save: has norm; only embed_tokens and lm_head are served as whole modules",
+    ),
     Kind(
         "head-lora",
         |d| d.set("target_modules", json!(["q_proj", "v_proj", "lm_head"])),
-        Code::Unsupported,
-        "takes in lm_head",
+        Code::MissingTensor,
+        "lm_head: is targeted by the configuration and has no tensors",
     ),
     Kind(
         "embedding-lora",
         |d| d.set("target_modules", json!(["q_proj", "v_proj", "embed_tokens"])),
+        Code::MissingTensor,
+        "model.embed_tokens: is targeted by the configuration and has no tensors",
+    ),
+    Kind(
+        "embedding-with-lora-bias",
+        |d| {
+            d.set("target_modules", json!(["q_proj", "v_proj", "embed_tokens"]));
+            d.set("lora_bias", json!(true));
+        },
         Code::Unsupported,
-        "takes in model.embed_tokens",
+        "takes in model.embed_tokens, and lora_bias is for linear layers",
     ),
     Kind(
         "trained-tokens",
         |d| d.set("trainable_token_indices", json!([1])),
         Code::Unsupported,
-        "trainable_token_indices",
+        "trainable_token_indices: means trained token rows, and that is not supported yet",
     ),
     Kind(
         "activated",
         |d| d.set("alora_invocation_tokens", json!([5, 6])),
         Code::Unsupported,
-        "alora_invocation_tokens",
+        "alora_invocation_tokens: means activated LoRA",
     ),
     Kind("replicated", |d| d.set("layer_replication", json!([[0, 2], [0, 2]])), Code::Unsupported, "layer_replication"),
     Kind("megatron", |d| d.set("megatron_config", json!({"x": 1})), Code::Unsupported, "megatron_config"),
@@ -667,7 +771,7 @@ fn the_same_change_undone_is_a_healthy_adapter() {
 fn all_faults_of_a_folder_are_told_at_once() {
     let root = tempfile::tempdir().unwrap();
     let mut draft = Draft::plain();
-    draft.set("use_dora", json!(true));
+    draft.set("alora_invocation_tokens", json!([5, 6]));
     draft.set("mystery", json!(1));
     draft.tensors.remove(&b());
     draft.tensor(&a()).set(0, f32::NAN);

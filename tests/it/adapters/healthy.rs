@@ -4,8 +4,13 @@ use std::{fs, path::PathBuf};
 
 use serde_json::{Value, json};
 use tunegate::{
-    adapters::{RefusalCode, check::check_folder, folder::AdapterFiles, peft},
-    model::{SiteDelta, lora::Values},
+    adapters::{
+        AdapterLimits,
+        check::{AdapterPlan, check_folder},
+        folder::AdapterFiles,
+        peft,
+    },
+    model::{Site, SiteDelta, lora::Values},
     terms::AdapterVersion,
 };
 
@@ -138,11 +143,68 @@ fn the_adapters_name_may_stand_in_the_keys() {
 }
 
 #[test]
-fn a_full_copy_of_the_bases_embedding_is_passed_over_and_a_changed_one_is_refused() {
+fn every_kind_is_applied_with_the_ranks_and_scales_of_peft_and_packs_into_the_bytes_told_before() {
+    let plans = read_json("plans.json");
+    let folders = folders("kinds");
+    assert_eq!(folders.len(), plans["kinds"].as_object().unwrap().len());
+    for models in folders.chunk_by(|(one, _), (other, _)| one == other) {
+        let base = Base::new(&models[0].0);
+        for (_, folder) in models {
+            let path = folder.strip_prefix(golden("")).unwrap().to_str().unwrap();
+            let expected = plans["kinds"][path].as_object().unwrap();
+            let files = AdapterFiles::read(folder, folder, LIMITS.max_file_bytes).unwrap();
+            let limits = AdapterLimits { max_rank: 512, ..LIMITS };
+            let offline = peft::read(&files, &base.identity.shape, limits, None).unwrap();
+            let adapter = peft::read(&files, &base.identity.shape, limits, Some(base.weights.as_ref())).unwrap();
+            let low_rank =
+                |plan: &AdapterPlan| plan.sites.iter().filter(|site| site.rank > 0).cloned().collect::<Vec<_>>();
+            assert_eq!(low_rank(&offline.plan), low_rank(&adapter.plan), "{path}: the base is not needed for a plan");
+            assert_eq!(low_rank(&adapter.plan).len(), expected.len(), "{path}");
+            for site in low_rank(&adapter.plan) {
+                let peft = &expected[&site.module];
+                assert_eq!(peft[0], site.rank, "{path} {}", site.module);
+                assert_eq!(peft[2].as_f64().map(|scale| scale as f32), Some(site.scale), "{path} {}", site.module);
+            }
+            let bytes = base.packer.packed_bytes(&adapter.sites);
+            let packed = base.packer.pack(files.version(), adapter.sites).unwrap();
+            assert_eq!((packed.version(), packed.bytes()), (files.version(), bytes), "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_names_what_is_done_at_each_site() {
+    let kinds = |path: &str, model: &str| -> Vec<String> {
+        let folder = golden(&format!("kinds/{model}/{path}"));
+        let files = AdapterFiles::read(&folder, &folder, LIMITS.max_file_bytes).unwrap();
+        let base = load(model);
+        let plan = peft::read(&files, &base.shape, LIMITS, Some(&*base.base)).unwrap().plan;
+        plan.sites
+            .iter()
+            .filter(|site| !site.module.contains("layers.1."))
+            .map(|site| format!("{} {}", site.module, site.kind))
+            .collect()
+    };
+    let layer = |module: &str| format!("model.layers.0.{module}");
+    assert_eq!(
+        kinds("save-head", "llama"),
+        [layer("self_attn.q_proj lora"), layer("self_attn.v_proj lora"), "lm_head full".to_owned()]
+    );
+    // The changed copy of the head of a base whose head is the embedding goes over both.
+    let expected = ["model.embed_tokens full", "model.layers.0.self_attn.q_proj lora", "lm_head full", "lm_head lora"];
+    assert_eq!(kinds("head", "llama3"), expected);
+    let expected = ["self_attn.q_proj lora", "self_attn.k_proj bias", "self_attn.v_proj bias", "self_attn.o_proj lora"];
+    assert_eq!(kinds("bias-all", "qwen2"), expected.map(layer));
+    let expected = ["model.embed_tokens dora", "model.layers.0.self_attn.k_proj dora", "lm_head dora"];
+    assert_eq!(kinds("embed-dora", "llama"), expected);
+}
+
+#[test]
+fn a_full_copy_of_the_bases_embedding_is_passed_over_and_a_changed_one_takes_its_place() {
     let root = tempfile::tempdir().unwrap();
     let mut draft = Draft::plain();
     let embedding =
-        Draft::of("later/llama/embed-tokens").tensors["base_model.model.model.embed_tokens.base_layer.weight"].clone();
+        Draft::of("kinds/llama/embed").tensors["base_model.model.model.embed_tokens.base_layer.weight"].clone();
     draft.tensors.insert("base_model.model.model.embed_tokens.weight".to_owned(), embedding.clone());
     draft.write(root.path());
     let read = |folder: &std::path::Path| {
@@ -152,16 +214,23 @@ fn a_full_copy_of_the_bases_embedding_is_passed_over_and_a_changed_one_is_refuse
     let adapter = read(root.path()).unwrap();
     assert_eq!(adapter.sites.len(), 4);
     assert!(adapter.card.notes[0].contains("embed_tokens.weight is a copy of the base's"), "{:?}", adapter.card.notes);
-    let offline = check_folder(root.path(), &LLAMA.identity.shape, LIMITS).unwrap_err();
-    assert!(offline[0].reason.contains("only the server"), "{offline:?}");
+    let offline = check_folder(root.path(), &LLAMA.identity.shape, LIMITS).unwrap();
+    assert!(offline.notes[0].contains("only the server"), "{offline:?}");
 
     let mut changed = embedding;
     changed.set(512 * 64 - 1, 0.25);
     draft.tensors.insert("base_model.model.model.embed_tokens.weight".to_owned(), changed);
     draft.write(root.path());
-    let refusals = read(root.path()).unwrap_err();
-    assert_eq!(refusals[0].code, RefusalCode::Unsupported);
-    assert!(refusals[0].reason.contains("differs from the base's"), "{refusals:?}");
+    let adapter = read(root.path()).unwrap();
+    assert!(matches!(adapter.sites[0], (Site::Embedding, SiteDelta::Full(_))), "{:?}", adapter.plan);
+    assert!(adapter.card.notes[0].contains("differs from the base's and takes its place"), "{:?}", adapter.card.notes);
+}
+
+#[test]
+fn a_converted_pissa_adapter_is_an_ordinary_one() {
+    let folder = golden("kinds/llama/pissa-converted");
+    let plan = check_folder(&folder, &LLAMA.identity.shape, LIMITS).unwrap();
+    assert!(plan.sites.iter().all(|site| (site.rank, site.alpha, site.scale) == (8, 8.0, 1.0)), "{plan}");
 }
 
 #[test]
@@ -223,10 +292,13 @@ fn a_plan_is_a_table_for_people_and_json_for_machines() {
     let table = plan.to_string();
     let rows: Vec<&str> =
         table.lines().filter(|line| line.contains("self_attn") || line.starts_with("module")).collect();
-    assert_eq!(rows[0].split_whitespace().collect::<Vec<_>>(), ["module", "rank", "alpha", "scale", "A", "B", "dtype"]);
+    assert_eq!(
+        rows[0].split_whitespace().collect::<Vec<_>>(),
+        ["module", "rank", "alpha", "scale", "A", "B", "dtype", "kind"]
+    );
     let first: Vec<&str> = rows[1].split_whitespace().collect();
     assert_eq!(first[..4], ["model.layers.0.self_attn.q_proj", "3", "8", "2.6666667"]);
-    assert_eq!(first[4..], ["3×64", "64×3", "f32"]);
+    assert_eq!(first[4..], ["3×64", "64×3", "f32", "lora"]);
     assert!(rows.iter().all(|row| row.chars().count() == rows[0].chars().count()), "aligned:\n{table}");
     assert!(table.contains("note: fan_in_fan_out has no effect"), "{table}");
     let json = serde_json::to_value(&plan).unwrap();

@@ -53,7 +53,7 @@ fn query_site() -> Site {
 }
 
 fn low_rank(a: Matrix, b: Matrix) -> SiteDelta {
-    SiteDelta::LowRank { a, b, scale: 1.0, lora_bias: None, base_bias: None, gain: None }
+    SiteDelta::LowRank { a, b, scale: 1.0, lora_bias: None, base_bias: None, magnitude: None }
 }
 
 fn filled(rows: usize, cols: usize, value: f32) -> Matrix {
@@ -222,21 +222,27 @@ fn the_packer_refuses_what_it_cannot_apply() {
         refused(vec![(query_site(), low_rank(filled(0, 64, 0.1), filled(64, 0, 0.1)))], "A has shape [0, 64]");
         let short = Matrix { rows: 2, cols: 64, values: Values::F32(vec![0.0; 3]) };
         refused(vec![(query_site(), low_rank(short, filled(64, 2, 0.1)))], "A has shape");
-        refused(
-            vec![(Site::Head, low_rank(filled(1, 64, 0.1), filled(512, 1, 0.1)))],
-            "output head is not supported yet",
-        );
-        refused(vec![(query_site(), SiteDelta::Bias(vec![0.0; 64]))], "a trained bias is not supported yet");
+        refused(vec![(Site::Head, low_rank(filled(1, 64, 0.1), filled(511, 1, 0.1)))], "B has shape [511, 1]");
+        refused(vec![(Site::Embedding, low_rank(filled(1, 64, 0.1), filled(512, 1, 0.1)))], "a linear map's change");
+        refused(vec![(query_site(), SiteDelta::Bias(vec![0.0; 63]))], "the bias has shape [63]");
+        refused(vec![(query_site(), good()), (query_site(), SiteDelta::Bias(vec![0.0; 64]))], "is given twice");
         refused(vec![(query_site(), SiteDelta::Full(filled(64, 64, 0.0)))], "a whole matrix is not supported yet");
-        let dora = SiteDelta::LowRank {
-            a: filled(1, 64, 0.1),
-            b: filled(64, 1, 0.1),
+        refused(vec![(Site::Head, SiteDelta::Full(filled(512, 63, 0.0)))], "the matrix has shape [512, 63]");
+        let full = || SiteDelta::Full(filled(512, 64, 0.1));
+        refused(vec![(Site::Head, full()), (Site::Head, full())], "is given twice");
+        let rows = SiteDelta::TokenRows { tokens: vec![1], rows: filled(1, 64, 0.1) };
+        refused(vec![(Site::Embedding, rows)], "trained token rows is not supported yet");
+        let dora = |magnitude: usize, value: f32| SiteDelta::LowRank {
+            a: filled(1, 64, value),
+            b: filled(512, 1, value),
             scale: 1.0,
             lora_bias: None,
             base_bias: None,
-            gain: Some(vec![1.0; 64]),
+            magnitude: Some(vec![1.0; magnitude]),
         };
-        refused(vec![(query_site(), dora)], "DoRA's magnitude is not supported yet");
+        refused(vec![(Site::Head, dora(64, 0.1))], "the magnitude has shape [64], expected [512]");
+        let zeros = SiteDelta::Full(filled(512, 64, 0.0));
+        refused(vec![(Site::Head, zeros), (Site::Head, dora(512, 0.0))], "DoRA would scale weights that are all zero");
         let sites = vec![(query_site(), good())];
         let bytes = loaded.packer.packed_bytes(&sites);
         // Tensors count a place in a stack as well. The fused decoder lays ranks side by side in eights for A, and outputs in

@@ -15,7 +15,7 @@ use tunegate::{
 use super::golden::{Answer, Greedy};
 use crate::support::device_choice;
 
-const LIMITS: AdapterLimits = AdapterLimits { max_rank: 64, max_file_bytes: 64 << 20 };
+const LIMITS: AdapterLimits = AdapterLimits { max_rank: 512, max_file_bytes: 64 << 20 };
 
 /// The decoders that are held to the oracle's numbers.
 pub const EXACT: [CpuOptions; 2] = [on(CpuDecoder::Tensor, true), on(CpuDecoder::Fused, true)];

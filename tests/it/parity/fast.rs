@@ -96,6 +96,14 @@ fn the_fast_class_stays_near_the_exact_one_with_every_kind_of_adapter() {
         let comparison = pair.compare(noise().iter().map(Vec::as_slice), Some(&golden::path(name)));
         holds(&comparison, &RANDOM, name);
     }
+    for model in ["llama", "llama3", "qwen2"] {
+        let scores = Scores::read(&format!("scores/{model}-kinds.json"));
+        let mut pair = Pair::open(&golden::path(&format!("gguf/{model}-q8_0.gguf")));
+        for name in scores.cases.iter().filter_map(|case| case.adapter.as_deref()) {
+            let comparison = pair.compare(noise().iter().map(Vec::as_slice), Some(&golden::path(name)));
+            holds(&comparison, &RANDOM, name);
+        }
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn adapters(model: &str, desk: &Desk) -> Vec<Option<Arc<LoraAdapter>>> {
 }
 
 #[track_caller]
-fn same_bits(one: &Answer, other: &Answer, what: &str) {
+pub fn same_bits(one: &Answer, other: &Answer, what: &str) {
     let bits = |answer: &Answer| -> Vec<u32> {
         let scores = answer.logprobs.iter().chain(&answer.greedy.logprobs).chain(answer.entropies.iter().map(|e| &e.1));
         scores.map(|score| score.to_bits()).chain(answer.greedy.tokens.iter().copied()).collect()

@@ -25,18 +25,23 @@ fn repository(path: &str) -> std::path::PathBuf {
 /// A folder with the demo model in one format and, made wider, the demo adapter.
 fn made(name: &str) -> TempDir {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder below target");
+    let adapter = repository("adapters/ticket-triage");
+    run("make-formats", &[&demo_model(), folder.path()], &["--only", name, "--adapter", &adapter.to_string_lossy()]);
+    folder
+}
+
+/// Runs one of the scripts that write models and adapters.
+fn run(script: &str, paths: &[&Path], options: &[&str]) {
     let python = std::env::var("TUNEGATE_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let mut command = Command::new(&python);
-    command.arg(repository("scripts/make-formats")).arg(demo_model()).arg(folder.path()).args(["--only", name]);
-    command.arg("--adapter").arg(repository("adapters/ticket-triage"));
+    command.arg(repository(&format!("scripts/{script}"))).args(paths).args(options);
     let output = command.output().unwrap_or_else(|error| panic!("'{python}' cannot be run ({error})"));
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(
         !error.contains("No module named"),
         "this Python has no gguf or no numpy: run `make test`, which installs them, or set TUNEGATE_TEST_PYTHON"
     );
-    assert!(output.status.success(), "{name}:\n{error}");
-    folder
+    assert!(output.status.success(), "{script} {options:?}:\n{error}");
 }
 
 /// Windows of the text that `make numerics` reads, from the middles of `count` equal parts: it begins with one kind of text and
@@ -60,6 +65,26 @@ fn the_trained_model_keeps_the_gate_in_k_quants() {
     // 1,022 tokens: too few to judge more than the mean.
     let figures = pair.compare(windows.iter().map(Vec::as_slice), Some(&adapter)).figures();
     assert_eq!(figures.faults(&GATES, false), [""; 0], "{figures}");
+}
+
+/// 1,022 tokens of each, for the mean alone; `make numerics` reads ten times as many and judges tails too.
+#[test]
+fn the_trained_model_keeps_the_gate_with_every_kind_of_adapter() {
+    let folder = made("Q8_0");
+    let model = folder.path().join("Q8_0.gguf");
+    let kinds = folder.path().join("kinds");
+    run("make-kinds", &[&model, &kinds], &[]);
+    let mut pair = Pair::open(&model);
+    let windows = windows(2);
+    let mut compared = 0;
+    for entry in std::fs::read_dir(&kinds).expect("the kinds") {
+        let adapter = entry.expect("a kind").path();
+        let figures = pair.compare(windows.iter().map(Vec::as_slice), Some(&adapter)).figures();
+        println!("{}, {figures}", adapter.display());
+        assert_eq!(figures.faults(&GATES, false), [""; 0], "{}, {figures}", adapter.display());
+        compared += 1;
+    }
+    assert!(compared >= 8, "{compared} kinds");
 }
 
 #[test]

@@ -58,7 +58,7 @@ impl Bench {
                 let a = noise.matrix(rank, input, 0.1);
                 let b = noise.matrix(out, rank, 0.1);
                 let scale = 0.5 + (seed % 4) as f32 / 2.0;
-                let delta = SiteDelta::LowRank { a, b, scale, lora_bias: None, base_bias: None, gain: None };
+                let delta = SiteDelta::LowRank { a, b, scale, lora_bias: None, base_bias: None, magnitude: None };
                 sites.push((Site::Layer { layer: layer as u16, projection }, delta));
             }
         }

@@ -22,8 +22,13 @@ fn adapter(number: u8) -> Arc<LoraAdapter> {
     let filled = |shape: &[usize]| Tensor::full(f32::from(number), shape, &Device::Cpu).expect("a tensor");
     let low_rank =
         LowRank { a: filled(&[1, RANK, 3]), b: filled(&[1, 4, RANK]), scale: filled(&[1, 1, 1]), factor: 1.0 };
-    let weights =
-        TensorAdapter { base: Digest::of(b""), layers: vec![[Some(low_rank), None, None, None, None, None, None]] };
+    let weights = TensorAdapter {
+        base: Digest::of(b""),
+        layers: vec![[Some(low_rank), None, None, None, None, None, None]],
+        turns: Vec::new(),
+        embedding: None,
+        head: None,
+    };
     Arc::new(LoraAdapter::new(AdapterVersion(Digest::of(&[number])), 0, Arc::new(weights)))
 }
 
