@@ -2,7 +2,7 @@
 //! the versions that serve.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -18,6 +18,8 @@ pub struct Catalog {
     names: BTreeMap<AdapterName, Named>,
     /// What was asked to be served and cannot be, with every reason.
     refused: BTreeMap<String, Arc<Vec<Refusal>>>,
+    /// Bytes of packed weights, of every version that was checked in this run.
+    packed_bytes: HashMap<AdapterVersion, u64>,
     base_names: Vec<String>,
 }
 
@@ -46,8 +48,9 @@ impl Catalog {
 
     /// Puts a name as it is now in the place of what was known of it.
     pub fn put(&mut self, named: Named) {
-        if named.serving.is_some() {
+        if let (Some(version), Some(serving)) = (named.row.version, &named.serving) {
             self.refused.remove(named.row.name.as_str());
+            self.checked(version, serving);
         }
         self.names.insert(named.row.name.clone(), named);
     }
@@ -80,9 +83,14 @@ impl Catalog {
         self.names.values().filter_map(|named| Some((&named.row, named.row.version?, named.serving.as_ref()?)))
     }
 
-    /// What a version that serves is known to be.
-    pub fn known(&self, version: AdapterVersion) -> Option<&Serving> {
-        self.served().find(|(_, served, _)| *served == version).map(|(_, _, serving)| serving)
+    /// Remembers what a version takes, before a name points at it and after none does.
+    pub fn checked(&mut self, version: AdapterVersion, serving: &Serving) {
+        self.packed_bytes.insert(version, serving.packed_bytes);
+    }
+
+    /// Bytes that a version's packed weights take, if it was checked in this run.
+    pub fn packed_bytes(&self, version: AdapterVersion) -> Option<u64> {
+        self.packed_bytes.get(&version).copied()
     }
 
     /// Whether a name points at this version, and whether one of those is pinned.

@@ -51,6 +51,7 @@ impl AdapterStore {
     pub fn admit(&self, name: &AdapterName, files: &AdapterFiles) -> Result<Admitted, AdapterError> {
         let (serving, _) = self.loader.check(files).map_err(|refusals| refused(name.as_str(), refusals))?;
         self.loader.vault.keep(files).map_err(|error| AdapterError::Catalog { reason: error.to_string() })?;
+        self.catalog().checked(files.version(), &serving);
         Ok(Admitted { version: files.version(), serving })
     }
 
@@ -60,6 +61,7 @@ impl AdapterStore {
     /// [`AdapterError::Refused`] if its bytes are gone, damaged, or do not fit this base.
     pub fn readmit(&self, name: &AdapterName, version: AdapterVersion) -> Result<Admitted, AdapterError> {
         let serving = self.loader.restore(name, version).map_err(|refusals| refused(name.as_str(), refusals))?;
+        self.catalog().checked(version, &serving);
         Ok(Admitted { version, serving })
     }
 

@@ -171,7 +171,7 @@ impl AdapterStore {
 
     /// Bytes in memory, as far as they are known before reading: an old version is taken to be as large as its file.
     fn expected_bytes(&self, version: AdapterVersion) -> u64 {
-        let known = self.catalog().known(version).map(|served| served.packed_bytes);
+        let known = self.catalog().packed_bytes(version);
         known.unwrap_or_else(|| self.loader.vault.weight_bytes(version))
     }
 
