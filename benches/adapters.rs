@@ -16,8 +16,10 @@ use tunegate::{
     adapters::{AdapterStore, BaseIdentity},
     config::{AdapterConfig, EngineConfig},
     engine::{self, CancelFlag, EngineHandle, Event, Generate, Job, KvSalt, Priority, Work, event_channel},
+    gateway::publish::{Publisher, VaultLimits},
     metrics::Metrics,
     model::{self, CpuOptions, DeviceChoice, LoadOptions, ModelShape, ModelSource},
+    store::SqliteStore,
     terms::{AdapterName, AdapterVersion, Sampling},
 };
 
@@ -52,10 +54,13 @@ fn main() {
         AdapterConfig { dirs: vec![place.path().join("adapters")], max_cpu_loras: Some(1), ..AdapterConfig::default() };
     let started = Instant::now();
     let vault = place.path().join("vault");
-    let opened = AdapterStore::open(&config, &vault, loaded.packer, identity, loaded.base, Arc::clone(&metrics))
-        .expect("the store opens");
-    assert!(opened.refused.is_empty(), "{:?}", opened.refused);
+    let database = Arc::new(SqliteStore::open(&place.path().join("tunegate.db")).expect("a database"));
+    let opened =
+        AdapterStore::open(&config, &vault, database, loaded.packer, identity, loaded.base, Arc::clone(&metrics))
+            .expect("the store opens");
     let store = opened.store;
+    let refused = Publisher::new(Arc::clone(&store), VaultLimits::from(&config)).publish_configured(&config);
+    assert!(refused.as_ref().is_ok_and(Vec::is_empty), "{refused:?}");
     let names: Vec<_> = (0..ADAPTERS).map(|i| store.find(&format!("a{i}")).expect("it is served")).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
     println!("opened {ADAPTERS} adapters of rank {RANK} in {:.0} ms", millis(started.elapsed()));

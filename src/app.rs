@@ -18,7 +18,10 @@ use crate::{
     adapters::{AdapterError, AdapterStore, BaseIdentity, Refusal},
     config::{Config, Device},
     engine,
-    gateway::{Gateway, GatewaySettings, Parts},
+    gateway::{
+        Gateway, GatewaySettings, Parts, Publisher,
+        publish::{PublishError, VaultLimits},
+    },
     http::{
         self,
         auth::{Keys, KeysError},
@@ -29,7 +32,7 @@ use crate::{
     model::{
         self, CpuDecoder, CpuOptions, DeviceChoice, Isa, KvShape, LoadError, LoadOptions, MissingIsa, ModelSource,
     },
-    store::{SqliteStore, StoreError},
+    store::{SqliteStore, Store, StoreError},
     terms::{AdapterVersion, SamplingLayer},
     text::{Text, TextError, TextSource},
 };
@@ -53,6 +56,8 @@ pub enum AppError {
     Journal(#[from] JournalError),
     #[error("the adapters cannot be read: {0}")]
     Adapters(#[from] AdapterError),
+    #[error("the adapters cannot be read: {0}")]
+    Publish(#[from] PublishError),
     #[error("the API keys cannot be read: {0}")]
     Keys(#[from] KeysError),
     #[error("{0}")]
@@ -111,14 +116,24 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
     eos_tokens.dedup();
     let vault = config.record.data_dir.join("vault");
     let identity = BaseIdentity { shape: loaded.shape.clone(), digest: loaded.digest, names: base_names.clone() };
-    let adapters =
-        AdapterStore::open(&config.adapters, &vault, loaded.packer, identity, loaded.base, Arc::clone(metrics))?;
-    let journal = open_journal(config, metrics)?;
+    let store = open_store(config)?;
+    let adapters = AdapterStore::open(
+        &config.adapters,
+        &vault,
+        Arc::clone(&store),
+        loaded.packer,
+        identity,
+        loaded.base,
+        Arc::clone(metrics),
+    )?;
+    let journal = Journal::open(store, &config.record, Arc::clone(metrics))?;
+    let publisher = Publisher::new(Arc::clone(&adapters.store), VaultLimits::from(&config.adapters));
     let (engine, thread) = engine::spawn(loaded.decoder, config.engine.clone(), Arc::clone(metrics));
     model::give_back_free_memory();
     let gateway = Gateway::new(Parts {
         engine,
-        adapters: adapters.store,
+        adapters: Arc::clone(&adapters.store),
+        publisher,
         text,
         journal,
         metrics: Arc::clone(metrics),
@@ -133,7 +148,21 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
             tokenizer_threads: 2,
         },
     });
-    Ok(Built { gateway, refused: adapters.refused, notes, engine: thread })
+    let built = Built { gateway, refused: Vec::new(), notes, engine: thread };
+    match built.gateway.publisher().publish_configured(&config.adapters) {
+        Ok(mut refused) => {
+            // A name of the catalog that a folder has put right is served after all.
+            let still = |name: &str| adapters.store.find(name).is_err();
+            refused.extend(adapters.refused.into_iter().filter(|(name, _)| still(name)));
+            refused.sort_by(|one, other| one.0.cmp(&other.0));
+            refused.dedup_by(|one, other| one.0 == other.0);
+            Ok(Built { refused, ..built })
+        }
+        Err(error) => {
+            built.stop();
+            Err(error.into())
+        }
+    }
 }
 
 /// What the server's memory is for. What comes beside depends on neither requests nor adapters, but for a step's buffers,
@@ -154,12 +183,11 @@ pub fn record_file(data_dir: &Path) -> PathBuf {
     data_dir.join("tunegate.db")
 }
 
-/// Opens the record in the data directory.
-pub fn open_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Journal, AppError> {
+/// Opens the database in the data directory: record and catalog.
+pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, AppError> {
     std::fs::create_dir_all(&config.record.data_dir)
         .map_err(|error| AppError::System(format!("{}: {error}", config.record.data_dir.display())))?;
-    let store = SqliteStore::open(&record_file(&config.record.data_dir))?;
-    Ok(Journal::open(Arc::new(store), &config.record, Arc::clone(metrics))?)
+    Ok(Arc::new(SqliteStore::open(&record_file(&config.record.data_dir))?))
 }
 
 /// The base's names: the configured ones, else the model's file or folder name.
@@ -209,6 +237,10 @@ pub async fn serve(
     // Bound first: a busy port is known before the model is read.
     let listener = bind(config.server.listen).await?;
     let address = listener.local_addr().map_err(|error| AppError::System(error.to_string()))?;
+    let admin = match config.server.admin.port {
+        Some(port) => Some(bind(SocketAddr::new(config.server.listen.ip(), port)).await?),
+        None => None,
+    };
     let signals = Signals::install()?;
     let keys = Arc::new(Keys::load(&config.server)?);
     let metrics = Arc::new(Metrics::new());
@@ -229,7 +261,11 @@ pub async fn serve(
         notes: &built.notes,
         took: begin.elapsed(),
     });
-    let listeners = [Listener::Tcp(listener)].into_iter().chain(socket.map(Listener::Unix)).collect();
+    let listeners = [Listener::Tcp(listener)]
+        .into_iter()
+        .chain(admin.map(Listener::Admin))
+        .chain(socket.map(Listener::Unix))
+        .collect();
     let settings = ServeSettings { limits: Arc::new(config.limits.clone()), metrics, grace: CLOSE_WITHIN };
     let (stop, stopping) = oneshot::channel::<()>();
     let serving = tokio::spawn(http::serve::serve(listeners, router, settings, async {

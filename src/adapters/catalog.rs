@@ -1,95 +1,120 @@
-//! Which names there are, which version each has now, and which it had.
+//! Which names there are, which version each has now, and which it had: the store's rows, in memory, with what is known of
+//! the versions that serve.
 
 use std::{
-    collections::BTreeMap,
-    io,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{
-    AdapterCard, AdapterError, Refusal,
-    faults::shown,
-    vault::{NamedVersion, Vault},
+use super::{AdapterCard, AdapterError, Refusal, faults::shown};
+use crate::{
+    store::{NameRow, Operation, Step},
+    terms::{AdapterName, AdapterVersion},
 };
-use crate::terms::{AdapterName, AdapterVersion};
 
 /// Names and versions of one server.
 #[derive(Debug, Default)]
 pub struct Catalog {
-    served: BTreeMap<AdapterName, Served>,
+    names: BTreeMap<AdapterName, Named>,
+    /// What was asked to be served and cannot be, with every reason.
     refused: BTreeMap<String, Arc<Vec<Refusal>>>,
-    /// Every version that a name had, oldest first; also of names that are no longer served.
-    histories: BTreeMap<AdapterName, Vec<NamedVersion>>,
+    /// Bytes of packed weights, of every version that was checked in this run.
+    packed_bytes: HashMap<AdapterVersion, u64>,
     base_names: Vec<String>,
 }
 
-/// A name that is served.
+/// A name, everything that was done to it, and what it serves.
 #[derive(Clone, Debug)]
-pub struct Served {
-    pub version: AdapterVersion,
-    pub since: i64,
+pub struct Named {
+    pub row: NameRow,
+    /// Oldest first.
+    pub steps: Vec<Step>,
+    /// `None` where it has no version, or where its version does not serve on this base.
+    pub serving: Option<Serving>,
+}
+
+/// What is known of a version that serves.
+#[derive(Clone, Debug)]
+pub struct Serving {
     pub card: Arc<AdapterCard>,
     /// Bytes that its packed weights take.
     pub packed_bytes: u64,
 }
 
 impl Catalog {
-    /// Begins with the histories that the vault holds.
-    pub fn open(vault: &Vault, base_names: Vec<String>) -> io::Result<Self> {
-        Ok(Self { histories: vault.histories()?, base_names, ..Self::default() })
+    pub fn new(base_names: Vec<String>) -> Self {
+        Self { base_names, ..Self::default() }
     }
 
-    /// Gives a name a version that the vault holds, durable when this returns.
-    pub fn serve(
-        &mut self,
-        vault: &Vault,
-        name: AdapterName,
-        version: AdapterVersion,
-        card: Arc<AdapterCard>,
-        packed_bytes: u64,
-    ) -> io::Result<()> {
-        let history = self.histories.entry(name.clone()).or_default();
-        let since = match history.last() {
-            Some(last) if last.version == version => last.since,
-            Some(_) | None => {
-                let since = now();
-                history.push(NamedVersion { since, version });
-                vault.write_history(&name, history)?;
-                since
-            }
-        };
-        self.served.insert(name, Served { version, since, card, packed_bytes });
-        Ok(())
+    /// Puts a name as it is now in the place of what was known of it.
+    pub fn put(&mut self, named: Named) {
+        if let (Some(version), Some(serving)) = (named.row.version, &named.serving) {
+            self.refused.remove(named.row.name.as_str());
+            self.checked(version, serving);
+        }
+        self.names.insert(named.row.name.clone(), named);
+    }
+
+    /// Writes down that a name was moved.
+    pub fn moved(&mut self, row: NameRow, step: Step, serving: Option<Serving>) {
+        let mut steps = self.names.remove(row.name.as_str()).map(|named| named.steps).unwrap_or_default();
+        steps.push(step);
+        self.put(Named { row, steps, serving });
     }
 
     pub fn refuse(&mut self, name: String, refusals: Vec<Refusal>) {
-        self.refused.entry(name).or_insert_with(|| Arc::new(refusals));
+        self.refused.insert(name, Arc::new(refusals));
     }
 
-    /// Whether a folder came under this name already, served or refused.
-    pub fn is_taken(&self, name: &AdapterName) -> bool {
-        self.served.contains_key(name) || self.refused.contains_key(name.as_str())
+    pub fn refused(&self) -> impl Iterator<Item = (&str, &Arc<Vec<Refusal>>)> {
+        self.refused.iter().map(|(name, refusals)| (name.as_str(), refusals))
     }
 
-    pub fn refused(&self) -> impl Iterator<Item = (&str, &[Refusal])> {
-        self.refused.iter().map(|(name, refusals)| (name.as_str(), refusals.as_slice()))
+    /// Every name that was ever served here, in order.
+    pub fn names(&self) -> impl Iterator<Item = &Named> {
+        self.names.values()
     }
 
-    pub fn served(&self) -> impl Iterator<Item = (&AdapterName, &Served)> {
-        self.served.iter()
+    pub fn name(&self, name: &str) -> Option<&Named> {
+        self.names.get(name)
     }
 
-    /// What a version of this run is known to be.
-    pub fn known(&self, version: AdapterVersion) -> Option<&Served> {
-        self.served.values().find(|served| served.version == version)
+    pub fn served(&self) -> impl Iterator<Item = (&NameRow, AdapterVersion, &Serving)> {
+        self.names.values().filter_map(|named| Some((&named.row, named.row.version?, named.serving.as_ref()?)))
+    }
+
+    /// Remembers what a version takes, before a name points at it and after none does.
+    pub fn checked(&mut self, version: AdapterVersion, serving: &Serving) {
+        self.packed_bytes.insert(version, serving.packed_bytes);
+    }
+
+    /// Bytes that a version's packed weights take, if it was checked in this run.
+    pub fn packed_bytes(&self, version: AdapterVersion) -> Option<u64> {
+        self.packed_bytes.get(&version).copied()
+    }
+
+    /// Whether a name points at this version, and whether one of those is pinned.
+    pub fn points_at(&self, version: AdapterVersion) -> (bool, bool) {
+        let rows = self.names.values().map(|named| &named.row).filter(|row| row.version == Some(version));
+        rows.fold((false, false), |(_, pinned), row| (true, pinned || row.pinned))
+    }
+
+    /// Every version that a name has or had.
+    pub fn versions(&self) -> HashSet<AdapterVersion> {
+        let versions = |named: &Named| {
+            let had: Vec<_> = named.steps.iter().filter_map(|step| step.version).chain(named.row.version).collect();
+            had
+        };
+        self.names.values().flat_map(versions).collect()
     }
 
     /// # Errors
     /// [`AdapterError::Refused`] for a name that stands there and cannot serve, else [`AdapterError::Unknown`].
     pub fn find(&self, name: &str) -> Result<(AdapterName, AdapterVersion), AdapterError> {
-        if let Some((name, served)) = self.served.get_key_value(name) {
-            return Ok((name.clone(), served.version));
+        if let Some(Named { row, serving: Some(_), .. }) = self.names.get(name)
+            && let Some(version) = row.version
+        {
+            return Ok((row.name.clone(), version));
         }
         match self.refused.get(name) {
             Some(refusals) => Err(AdapterError::Refused { name: name.to_owned(), refusals: Arc::clone(refusals) }),
@@ -102,11 +127,12 @@ impl Catalog {
     /// # Errors
     /// [`AdapterError::Unknown`], [`AdapterError::UnknownVersion`], [`AdapterError::AmbiguousVersion`].
     pub fn find_version(&self, name: &str, prefix: &str) -> Result<(AdapterName, AdapterVersion), AdapterError> {
-        let Some((name, history)) = self.histories.get_key_value(name) else {
+        let Some(named) = self.names.get(name) else {
             return self.find(name).and(Err(self.unknown(name)));
         };
-        let mut fits: Vec<AdapterVersion> =
-            history.iter().map(|named| named.version).filter(|version| version.0.starts_with(prefix)).collect();
+        let name = &named.row.name;
+        let had = named.steps.iter().filter_map(|step| step.version).chain(named.row.version);
+        let mut fits: Vec<AdapterVersion> = had.filter(|version| version.0.starts_with(prefix)).collect();
         fits.sort_unstable();
         fits.dedup();
         match fits.as_slice() {
@@ -119,13 +145,44 @@ impl Catalog {
     }
 
     fn unknown(&self, name: &str) -> AdapterError {
-        let names = self.served.keys().map(AdapterName::as_str).chain(self.base_names.iter().map(String::as_str));
+        let served = self.served().map(|(row, _, _)| row.name.as_str());
+        let names = served.chain(self.base_names.iter().map(String::as_str));
         AdapterError::Unknown { name: shown(name), nearest: nearest(name, names).map(str::to_owned) }
     }
 }
 
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+impl Named {
+    /// The versions that the name can go back through, the one in force last. A load or a replacement puts a version on
+    /// top; a rollback takes away what it went back over; an unload leaves everything where it is.
+    pub fn standing(&self) -> Vec<AdapterVersion> {
+        let mut standing: Vec<AdapterVersion> = Vec::new();
+        for step in &self.steps {
+            let Some(version) = step.version else { continue };
+            if step.operation == Operation::Rollback
+                && let Some(at) = standing.iter().rposition(|stood| *stood == version)
+            {
+                standing.truncate(at + 1);
+            } else if standing.last() != Some(&version) {
+                standing.push(version);
+            }
+        }
+        standing
+    }
+
+    /// Where one step back leads: before what is in force, or to what was in force before the unload.
+    pub fn one_step_back(&self) -> Option<AdapterVersion> {
+        let standing = self.standing();
+        match self.row.version {
+            Some(_) => standing.len().checked_sub(2).map(|at| standing[at]),
+            None => standing.last().copied(),
+        }
+    }
+
+    /// The versions of the last `count` steps that moved the name, and the one in force.
+    pub fn recent(&self, count: usize) -> impl Iterator<Item = AdapterVersion> {
+        let moves = self.steps.iter().rev().filter(|step| step.operation != Operation::Settings);
+        moves.take(count).filter_map(|step| step.version).chain(self.row.version)
+    }
 }
 
 /// The name that takes the fewest single changes to reach; among equals the first. Nothing is near a name much longer
@@ -156,6 +213,7 @@ fn edit_distance(wanted: &[char], name: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{store::ManagedBy, terms::Digest};
 
     #[test]
     fn the_nearest_name_takes_the_fewest_changes() {
@@ -168,5 +226,56 @@ mod tests {
         assert_eq!(nearest(&"x".repeat(10_000), names.into_iter()), None);
         assert_eq!(nearest("a", std::iter::empty()), None);
         assert_eq!(edit_distance(&['k', 'i', 't', 't', 'e', 'n'], "sitting"), 3);
+    }
+
+    fn named(steps: &[(Operation, Option<u8>)]) -> Named {
+        let version = |byte: u8| AdapterVersion(Digest::of(&[byte]));
+        let step = |(operation, byte): &(Operation, Option<u8>)| Step {
+            seq: 0,
+            at_ms: 0,
+            operation: *operation,
+            version: byte.map(version),
+            managed_by: ManagedBy::Api,
+            who: String::new(),
+            why: None,
+            source: None,
+        };
+        let row = NameRow {
+            name: AdapterName::parse("a").unwrap(),
+            version: steps.last().and_then(|(_, byte)| *byte).map(version),
+            since_ms: 0,
+            managed_by: ManagedBy::Api,
+            hold: false,
+            pinned: false,
+            source: None,
+        };
+        Named { row, steps: steps.iter().map(step).collect(), serving: None }
+    }
+
+    #[test]
+    fn one_step_back_goes_further_back_each_time() {
+        use Operation::{Load, Replace, Rollback, Settings, Unload};
+        let back = |steps: &[(Operation, Option<u8>)]| named(steps).one_step_back();
+        let version = |byte: u8| Some(AdapterVersion(Digest::of(&[byte])));
+        let three = [(Load, Some(1)), (Replace, Some(2)), (Replace, Some(3))];
+        assert_eq!(back(&three[..1]), None);
+        assert_eq!(back(&three), version(2));
+        let once = [three.as_slice(), &[(Rollback, Some(2))]].concat();
+        assert_eq!(back(&once), version(1), "not forth again");
+        let settled = [once.as_slice(), &[(Settings, Some(2))]].concat();
+        assert_eq!(back(&settled), version(1), "a pin is no step");
+        let twice = [once.as_slice(), &[(Rollback, Some(1))]].concat();
+        assert_eq!(back(&twice), None);
+        let forth = [twice.as_slice(), &[(Rollback, Some(3))]].concat();
+        assert_eq!(back(&forth), version(1), "what was rolled back over can be named again");
+        let gone = [three.as_slice(), &[(Unload, None)]].concat();
+        assert_eq!(back(&gone), version(3), "an unload is undone");
+        let again = [gone.as_slice(), &[(Rollback, Some(3))]].concat();
+        assert_eq!(back(&again), version(2));
+        assert_eq!(
+            named(&settled).recent(2).collect::<HashSet<_>>(),
+            [version(2), version(3)].into_iter().flatten().collect()
+        );
+        assert_eq!(named(&gone).recent(2).collect::<Vec<_>>(), Vec::from_iter(version(3)));
     }
 }

@@ -4,6 +4,7 @@ mod catalog;
 pub mod check;
 mod faults;
 pub mod folder;
+mod naming;
 pub mod peft;
 mod residency;
 mod shelf;
@@ -21,10 +22,13 @@ use crate::{
 };
 
 pub use self::{
-    catalog::nearest,
-    residency::ResidencySnapshot,
+    catalog::{Named, Serving, nearest},
+    naming::{Admitted, KeptVersion},
+    residency::{LoadTimes, ResidencySnapshot, VersionUse},
     shelf::{AdapterStore, Opened},
+    source::{Roots, RootsError},
 };
+pub use crate::store::{Changed, ManagedBy, NameChange, NameRow, Operation, Step};
 
 /// Keeps one version of an adapter in memory, even if it is evicted or replaced meanwhile. After a lease nobody looks
 /// anything up by name.
@@ -34,6 +38,8 @@ pub struct AdapterLease {
     pub version: AdapterVersion,
     pub weights: Arc<LoraAdapter>,
     pub card: Arc<AdapterCard>,
+    /// Counts the lease, however often it is cloned.
+    _seat: Arc<residency::Seat>,
 }
 
 /// What is known of one version without its weights.
@@ -128,6 +134,8 @@ pub enum AdapterError {
     Busy { name: AdapterName, reason: String, retry_after_ms: u64 },
     #[error("adapter '{name}' could not be read: {reason}")]
     Unreadable { name: String, reason: String },
+    #[error("the catalog of adapters could not be read or written: {reason}")]
+    Catalog { reason: String },
 }
 
 /// One reason why an adapter is not applied. An adapter is applied in full or not at all.

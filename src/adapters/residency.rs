@@ -4,8 +4,10 @@
 //! The book is the truth: every adapter alive, by version, and their bytes until the last of them is really freed. The
 //! cache beside it only holds strong references to those that nobody pinned.
 
+mod usage;
+
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -16,6 +18,8 @@ use std::{
 
 use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::sync::watch;
+use usage::Usage;
+pub use usage::{LoadTimes, Seat};
 
 use super::{AdapterCard, AdapterError, Residency};
 use crate::{
@@ -29,6 +33,14 @@ use crate::{
 pub struct Ready {
     pub weights: Arc<LoraAdapter>,
     pub card: Arc<AdapterCard>,
+    usage: Arc<Usage>,
+}
+
+impl Ready {
+    /// Counts one user for as long as the seat lives.
+    pub fn seat(&self) -> Seat {
+        Seat::take(&self.usage)
+    }
 }
 
 /// How much may be in memory.
@@ -82,12 +94,32 @@ struct Book {
     reserved: usize,
     loading: HashMap<AdapterVersion, watch::Receiver<Outcome>>,
     pinned: HashMap<AdapterVersion, Ready>,
+    /// Versions that lost their name: loaded for as long as somebody uses them, and not kept beyond.
+    passing: HashSet<AdapterVersion>,
+    /// Of every version that was loaded in this run.
+    usage: HashMap<AdapterVersion, Arc<Usage>>,
 }
 
 struct Resident {
     weights: Weak<LoraAdapter>,
     card: Arc<AdapterCard>,
     bytes: u64,
+    usage: Arc<Usage>,
+}
+
+/// What is known of one version's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VersionUse {
+    pub residency: Residency,
+    /// In memory, also of what nobody holds any more and is still being freed.
+    pub bytes: u64,
+    /// Requests that hold it.
+    pub leases: usize,
+    pub pinned: bool,
+    /// Milliseconds since the Unix epoch, in this run.
+    pub last_used_ms: Option<i64>,
+    /// How long its last load took.
+    pub load: Option<LoadTimes>,
 }
 
 /// `None` while loading.
@@ -217,9 +249,32 @@ impl ResidentSet {
     /// Loads a version and keeps it, whatever else is asked for.
     pub async fn pin(&self, name: &AdapterName, version: AdapterVersion, bytes: u64) -> Result<(), AdapterError> {
         let ready = self.get(name, version, bytes).await?;
-        self.shared.book().pinned.insert(version, ready);
+        let mut book = self.shared.book();
+        book.pinned.insert(version, ready);
         self.shared.cache.invalidate(&version);
         Ok(())
+    }
+
+    /// A name points at this version: it is kept while there is room.
+    pub fn named(&self, version: AdapterVersion) {
+        let mut book = self.shared.book();
+        book.passing.remove(&version);
+        let ready = book.ready(version).filter(|_| !book.pinned.contains_key(&version));
+        drop(book);
+        if let Some(ready) = ready {
+            self.shared.hold(version, &ready);
+        }
+    }
+
+    /// No name points at this version any more: it is freed when its last user lets go. Whoever asks for it by its digits
+    /// has it for as long as it is used.
+    pub fn retire(&self, version: AdapterVersion) {
+        let mut book = self.shared.book();
+        book.passing.insert(version);
+        let pinned = book.pinned.remove(&version);
+        self.shared.cache.invalidate(&version);
+        drop(book);
+        drop(pinned);
     }
 
     /// Lets a pinned version be evicted again.
@@ -236,6 +291,20 @@ impl ResidentSet {
             (Some(_), _) => Residency::Resident,
             (None, true) => Residency::Loading,
             (None, false) => Residency::Cold,
+        }
+    }
+
+    pub fn usage(&self, version: AdapterVersion) -> VersionUse {
+        let residency = self.state(version);
+        let book = self.shared.book();
+        let usage = book.usage.get(&version);
+        VersionUse {
+            residency,
+            bytes: book.live.get(&version).map_or(0, |resident| resident.bytes),
+            leases: usage.map_or(0, |usage| usage.leases()),
+            pinned: book.pinned.contains_key(&version),
+            last_used_ms: usage.and_then(|usage| usage.last_used_ms()),
+            load: usage.and_then(|usage| usage.load()),
         }
     }
 
@@ -275,7 +344,11 @@ struct Idle {
 impl Book {
     fn ready(&self, version: AdapterVersion) -> Option<Ready> {
         let resident = self.live.get(&version)?;
-        Some(Ready { weights: resident.weights.upgrade()?, card: Arc::clone(&resident.card) })
+        Some(Ready {
+            weights: resident.weights.upgrade()?,
+            card: Arc::clone(&resident.card),
+            usage: Arc::clone(&resident.usage),
+        })
     }
 
     /// Adapters that nobody holds any more and whose memory is not freed yet.
@@ -300,8 +373,13 @@ impl Shared {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Puts the weights where they stay until they are evicted.
+    /// Puts the weights where they stay until they are evicted, unless their version has lost its name.
     fn hold(&self, version: AdapterVersion, ready: &Ready) {
+        // Held to the end, so that no version is put back that loses its name meanwhile.
+        let book = self.book();
+        if book.passing.contains(&version) {
+            return;
+        }
         let held = Held { ready: Mutex::new(Some(ready.clone())), last_used: AtomicU64::new(self.tick()) };
         self.cache.insert(version, Arc::new(held));
     }
@@ -322,7 +400,8 @@ impl Shared {
                 AdapterError::Unreadable { .. }
                 | AdapterError::Unknown { .. }
                 | AdapterError::UnknownVersion { .. }
-                | AdapterError::AmbiguousVersion { .. },
+                | AdapterError::AmbiguousVersion { .. }
+                | AdapterError::Catalog { .. },
             ) => "failed",
         };
         self.metrics.adapter_loads.with_label_values(&[outcome]).inc();
@@ -342,9 +421,12 @@ impl Shared {
         reservation.resize(bytes)?;
         let graveyard = self.graveyard.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let weights = Arc::new(weights.retiring_to(graveyard));
-        let resident = Resident { weights: Arc::downgrade(&weights), card: Arc::clone(&card), bytes };
+        let usage = Arc::clone(self.book().usage.entry(job.version).or_default());
+        usage.loaded(reservation.times);
+        let resident =
+            Resident { weights: Arc::downgrade(&weights), card: Arc::clone(&card), bytes, usage: Arc::clone(&usage) };
         reservation.settle(job.version, resident);
-        Ok(Ready { weights, card })
+        Ok(Ready { weights, card, usage })
     }
 
     /// Counts down what the graveyard has freed.
@@ -421,12 +503,14 @@ pub struct Reservation<'a> {
     name: &'a AdapterName,
     bytes: u64,
     settled: bool,
+    /// How long the stages of the load took, as whoever loads tells.
+    pub times: LoadTimes,
 }
 
 impl<'a> Reservation<'a> {
     fn open(shared: &'a Shared, name: &'a AdapterName, bytes: u64) -> Result<Self, AdapterError> {
         shared.make_room(name, bytes, bytes, 1)?;
-        Ok(Self { shared, name, bytes, settled: false })
+        Ok(Self { shared, name, bytes, settled: false, times: LoadTimes::default() })
     }
 
     /// Makes the reservation as large as what is needed turned out to be.

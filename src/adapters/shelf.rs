@@ -1,56 +1,61 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use super::{
     AdapterCard, AdapterEntry, AdapterError, AdapterLease, AdapterLimits, BaseIdentity, Refusal, RefusalCode,
-    catalog::Catalog,
+    catalog::{Catalog, Named, Serving},
+    check::AdapterPlan,
     folder::AdapterFiles,
     peft,
     residency::{Reservation, ResidencyLimits, ResidencySnapshot, ResidentSet},
-    source::{self, Found},
     vault::Vault,
 };
 use crate::{
     config::AdapterConfig,
     metrics::Metrics,
     model::{BaseWeights, LoraAdapter, PackError, Packer},
+    store::{NameRow, Store},
     terms::{AdapterName, AdapterVersion},
 };
 
 /// Every adapter that this server knows: names and versions, the kept files, and the weights in memory.
 pub struct AdapterStore {
-    catalog: Mutex<Catalog>,
-    residents: ResidentSet,
-    loader: Arc<Loader>,
+    pub(super) catalog: Mutex<Catalog>,
+    pub(super) residents: ResidentSet,
+    pub(super) loader: Arc<Loader>,
+    pub(super) store: Arc<dyn Store>,
 }
 
-/// What opening gives: the store, and the adapters that it does not serve, by name, with every reason.
+/// What opening gives: the store, and the names of the catalog that it cannot serve, with every reason.
 pub struct Opened {
     pub store: Arc<AdapterStore>,
     pub refused: Vec<(String, Vec<Refusal>)>,
 }
 
 /// Reads and checks adapters for one base.
-struct Loader {
-    vault: Vault,
+pub(super) struct Loader {
+    pub vault: Vault,
     packer: Arc<dyn Packer>,
-    base: BaseIdentity,
+    pub base: BaseIdentity,
     weights: Arc<dyn BaseWeights>,
     limits: AdapterLimits,
     max_bytes: u64,
 }
 
 impl AdapterStore {
-    /// Reads every configured folder, checks it in full, keeps a copy in the vault and gives it its name. A bad adapter
-    /// never stops the others: it is listed, and asking for it is refused with the same reasons.
+    /// Opens vault and catalog: every name serves the version that it had when the last server ended, from the kept files.
+    /// A version that does not serve on this base never stops the others: it is listed, and asking for it is refused with
+    /// the same reasons. Bytes that no name ever had are swept away.
     ///
     /// # Errors
-    /// If the vault cannot be written or a configured folder of adapters is not there.
+    /// If the vault or the catalog cannot be read or written.
     pub fn open(
         config: &AdapterConfig,
         vault: &Path,
+        store: Arc<dyn Store>,
         packer: Arc<dyn Packer>,
         base: BaseIdentity,
         weights: Arc<dyn BaseWeights>,
@@ -60,9 +65,11 @@ impl AdapterStore {
             name: "vault".to_owned(),
             reason: format!("{}: {error}", vault.display()),
         };
+        let lost = |error: crate::store::StoreError| AdapterError::Catalog { reason: error.to_string() };
         let vault = Vault::open(vault).map_err(unwritable)?;
-        let mut catalog = Catalog::open(&vault, base.names.clone()).map_err(unwritable)?;
-        let findings = source::configured(config)?;
+        let old = vault.old_histories().map_err(unwritable)?;
+        store.import_names(&old).map_err(lost)?;
+        vault.forget_old_histories().map_err(unwritable)?;
         let loader = Arc::new(Loader {
             vault,
             packer,
@@ -71,24 +78,24 @@ impl AdapterStore {
             limits: AdapterLimits::from(config),
             max_bytes: config.max_bytes,
         });
-        for (name, refusal) in findings.refused {
-            catalog.refuse(name, vec![refusal]);
-        }
-        for found in findings.found {
-            let is_base = loader.base.names.iter().any(|name| name == found.name.as_str());
-            if catalog.is_taken(&found.name) || is_base {
-                let reason = if is_base { "is the base's name" } else { "is taken by another folder" };
-                let refusal =
-                    Refusal { code: RefusalCode::Name, subject: found.name.to_string(), reason: reason.to_owned() };
-                catalog.refuse(found.name.to_string(), vec![refusal]);
-                continue;
-            }
-            match loader.admit(&found) {
-                Ok((version, card, bytes)) => {
-                    catalog.serve(&loader.vault, found.name, version, card, bytes).map_err(unwritable)?;
+        let mut catalog = Catalog::new(loader.base.names.clone());
+        for (row, steps) in store.names().map_err(lost)? {
+            let serving = match row.version.map(|version| loader.restore(&row.name, version)) {
+                Some(Ok(serving)) => Some(serving),
+                Some(Err(refusals)) => {
+                    catalog.refuse(row.name.to_string(), refusals);
+                    None
                 }
-                Err(Rejected::Refused(refusals)) => catalog.refuse(found.name.to_string(), refusals),
-                Err(Rejected::Vault(error)) => return Err(unwritable(error)),
+                None => None,
+            };
+            catalog.put(Named { row, steps, serving });
+        }
+        let named = catalog.versions();
+        // Without a single name the database is a new one beside an older vault: nothing is thrown away for that.
+        if !named.is_empty() {
+            let swept = loader.vault.sweep(&named).map_err(unwritable)?;
+            if swept > 0 {
+                tracing::info!(swept, "bytes of adapters that never got a name were removed");
             }
         }
         let refused = catalog.refused().map(|(name, list)| (name.to_owned(), list.to_vec())).collect();
@@ -101,18 +108,18 @@ impl AdapterStore {
         };
         let residents = ResidentSet::start(limits, LOADERS, metrics, load)
             .map_err(|error| AdapterError::Unreadable { name: "loader".to_owned(), reason: error.to_string() })?;
-        Ok(Opened { store: Arc::new(Self { catalog: Mutex::new(catalog), residents, loader }), refused })
+        Ok(Opened { store: Arc::new(Self { catalog: Mutex::new(catalog), residents, loader, store }), refused })
     }
 
     /// Every adapter that is served, in order of name.
     pub fn list(&self) -> Vec<AdapterEntry> {
         let catalog = self.catalog();
-        let entry = |(name, served): (&AdapterName, &super::catalog::Served)| AdapterEntry {
-            name: name.clone(),
-            version: served.version,
-            card: Arc::clone(&served.card),
-            residency: self.residents.state(served.version),
-            created: served.since,
+        let entry = |(row, version, serving): (&NameRow, AdapterVersion, &Serving)| AdapterEntry {
+            name: row.name.clone(),
+            version,
+            card: Arc::clone(&serving.card),
+            residency: self.residents.state(version),
+            created: row.since_ms.div_euclid(1000),
         };
         catalog.served().map(entry).collect()
     }
@@ -141,7 +148,8 @@ impl AdapterStore {
     /// [`AdapterError::Unreadable`] if what is kept does not serve.
     pub async fn lease(&self, name: &AdapterName, version: AdapterVersion) -> Result<AdapterLease, AdapterError> {
         let ready = self.residents.get(name, version, self.expected_bytes(version)).await?;
-        Ok(AdapterLease { name: name.clone(), version, weights: ready.weights, card: ready.card })
+        let seat = Arc::new(ready.seat());
+        Ok(AdapterLease { name: name.clone(), version, weights: ready.weights, card: ready.card, _seat: seat })
     }
 
     /// Loads a version and keeps it in memory whatever else is asked for.
@@ -163,11 +171,11 @@ impl AdapterStore {
 
     /// Bytes in memory, as far as they are known before reading: an old version is taken to be as large as its file.
     fn expected_bytes(&self, version: AdapterVersion) -> u64 {
-        let known = self.catalog().known(version).map(|served| served.packed_bytes);
+        let known = self.catalog().packed_bytes(version);
         known.unwrap_or_else(|| self.loader.vault.weight_bytes(version))
     }
 
-    fn catalog(&self) -> std::sync::MutexGuard<'_, Catalog> {
+    pub(super) fn catalog(&self) -> std::sync::MutexGuard<'_, Catalog> {
         self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -175,25 +183,46 @@ impl AdapterStore {
 /// Threads that load. One: loading shares the machine with answers that are under way.
 const LOADERS: usize = 1;
 
-enum Rejected {
-    Refused(Vec<Refusal>),
-    Vault(std::io::Error),
-}
-
 impl Loader {
-    /// Reads and checks one folder and keeps a copy.
-    fn admit(&self, found: &Found) -> Result<(AdapterVersion, Arc<AdapterCard>, u64), Rejected> {
-        let files =
-            AdapterFiles::read(&found.root, &found.path, self.limits.max_file_bytes).map_err(Rejected::Refused)?;
-        let adapter = self.read(&files).map_err(Rejected::Refused)?;
-        let bytes = self.packer.packed_bytes(&adapter.sites);
-        if bytes > self.max_bytes {
-            let reason = format!("takes {bytes} bytes in memory; {} are allowed for all adapters", self.max_bytes);
-            let refusal = Refusal { code: RefusalCode::TooLarge, subject: "weights".to_owned(), reason };
-            return Err(Rejected::Refused(vec![refusal]));
+    /// What is known of a kept version, if it serves on this base.
+    ///
+    /// # Errors
+    /// Every reason why it does not.
+    pub fn restore(&self, name: &AdapterName, version: AdapterVersion) -> Result<Serving, Vec<Refusal>> {
+        let refused = |reason: String| {
+            vec![Refusal { code: RefusalCode::MissingFile, subject: format!("{name}@{}", version.short()), reason }]
+        };
+        if !self.vault.holds(version) {
+            return Err(refused("is not kept here any more".to_owned()));
         }
-        self.vault.keep(&files).map_err(Rejected::Vault)?;
-        Ok((files.version(), Arc::new(adapter.card), bytes))
+        let files = self.vault.read(version, self.limits.max_file_bytes)?;
+        if files.version() != version {
+            return Err(refused(format!("its copy holds {} now", files.version().short())));
+        }
+        self.check(&files).map(|(serving, _)| serving)
+    }
+
+    /// Checks an adapter in full against the base.
+    ///
+    /// # Errors
+    /// Every reason why it is refused.
+    pub fn check(&self, files: &AdapterFiles) -> Result<(Serving, AdapterPlan), Vec<Refusal>> {
+        let adapter = self.read(files)?;
+        let packed_bytes = self.packer.packed_bytes(&adapter.sites);
+        if packed_bytes > self.max_bytes {
+            let reason =
+                format!("takes {packed_bytes} bytes in memory; {} are allowed for all adapters", self.max_bytes);
+            return Err(vec![Refusal { code: RefusalCode::TooLarge, subject: "weights".to_owned(), reason }]);
+        }
+        Ok((Serving { card: Arc::new(adapter.card), packed_bytes }, adapter.plan))
+    }
+
+    /// The files of a folder that lies in or is `root`.
+    ///
+    /// # Errors
+    /// Every reason why they are not read.
+    pub fn files(&self, root: &Path, folder: &Path) -> Result<AdapterFiles, Vec<Refusal>> {
+        AdapterFiles::read(root, folder, self.limits.max_file_bytes)
     }
 
     fn read(&self, files: &AdapterFiles) -> Result<peft::PeftAdapter, Vec<Refusal>> {
@@ -212,15 +241,22 @@ impl Loader {
         if !self.vault.holds(version) {
             return Err(unreadable(format!("version {} is not kept here", version.short())));
         }
+        let begun = Instant::now();
         let files = self.vault.read(version, self.limits.max_file_bytes).map_err(refused)?;
+        reservation.times.read_us = begun.elapsed().as_micros() as u64;
         if files.version() != version {
             let reason = format!("the copy of version {} holds {} now", version.short(), files.version().short());
             return Err(unreadable(reason));
         }
+        let begun = Instant::now();
         let adapter = self.read(&files).map_err(refused)?;
         drop(files);
+        reservation.times.check_us = begun.elapsed().as_micros() as u64;
+        let begun = Instant::now();
         reservation.resize(self.packer.packed_bytes(&adapter.sites))?;
-        match self.packer.pack(version, adapter.sites) {
+        let packed = self.packer.pack(version, adapter.sites);
+        reservation.times.pack_us = begun.elapsed().as_micros() as u64;
+        match packed {
             Ok(weights) => Ok((weights, Arc::new(adapter.card))),
             Err(PackError::Device(reason)) => Err(unreadable(reason)),
             Err(

@@ -1,229 +1,250 @@
-//! `tunegate adapter`: what a server would make of adapters, without starting one.
+//! `tunegate adapter`: what a running server serves, and changing it; or what a server would make of adapters.
 
-use std::path::{Path, PathBuf};
+mod offline;
+mod shown;
 
-use serde_json::{Value, json};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
+use serde_json::{Map, Value, json};
+
+use self::offline::{Outcome, Question};
+use super::operator::Server;
 use crate::{
-    adapters::{
-        AdapterLimits, Refusal,
-        check::{AdapterPlan, Checked, check_configured, check_folder},
-    },
-    config::{AdapterConfig, Layer, Settings},
-    model::{self, ModelSource},
+    config::{Layer, Settings},
     model_files,
 };
 
-/// List adapters, or check folders, against a base model; no server is needed
+/// List, check, load, unload and roll back adapters of a running server
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The server is the one that holds --data-dir, through the socket that it keeps there, or the one at --url, which needs a key
+where others than its own machine can connect. With --model, list and check need no server.
+
+Examples:
+  tunegate adapter list
+  tunegate adapter load ticket-triage /adapters/ticket-triage-v2 --replace --expect 1a2b3c4d --why 'better on dates'
+  tunegate adapter rollback ticket-triage
+  tunegate adapter check adapters/ticket-triage --model models/demo.gguf")]
 pub struct AdapterArgs {
     #[command(subcommand)]
     command: AdapterCommand,
-    /// The base model, as for `serve`
+    /// Ask the server at this address, without /v1, instead of the one that holds the data directory
+    #[arg(long, value_name = "URL", global = true)]
+    url: Option<String>,
+    /// Sent as `Authorization: Bearer`; --admin-key of the settings by default
+    #[arg(long, value_name = "KEY", global = true, requires = "url")]
+    key: Option<String>,
+    /// The data directory of the server (default: data)
+    #[arg(long, value_name = "DIR", global = true, conflicts_with = "url")]
+    data_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// The base model, as for `serve`: list and check without a server
     #[arg(long, global = true)]
     model: Option<String>,
     /// Settings from a TOML file, as for `serve`; the environment counts too
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// A folder whose subfolders are adapters (repeatable)
+    /// Without a server: a folder whose subfolders are adapters (repeatable)
     #[arg(long, value_name = "DIR", global = true)]
     adapter_dir: Vec<PathBuf>,
-    /// An adapter by name (repeatable)
+    /// Without a server: an adapter by name (repeatable)
     #[arg(long, value_name = "NAME=PATH", global = true)]
     lora_modules: Vec<String>,
-    /// Largest rank that is accepted
+    /// Without a server: largest rank that is accepted
     #[arg(long, value_name = "RANK", global = true)]
     max_lora_rank: Option<usize>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum AdapterCommand {
-    /// List every adapter that a server with these settings would read: what it is, or why it is refused
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print what each folder would change in the base, or every reason why it is refused
-    #[command(after_help = "\
-Example:
-  tunegate adapter check adapters/ticket-triage --model models/demo.gguf
-
-The exit code is 1 if any folder is refused.")]
+    /// List every adapter: its version, where it is, who manages it; or why it is refused
+    List,
+    /// Print what each folder would change in the base, or every reason why it is refused; the exit code is 1 then
     Check {
-        /// PEFT folders
+        /// PEFT folders: below the server's --adapter-root, or anywhere with --model
         #[arg(required = true)]
         folders: Vec<PathBuf>,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
     },
+    /// Give a name an adapter, or another version in its place
+    Load {
+        name: String,
+        /// A folder on the server's machine, below its --adapter-root: absolute, or relative to it
+        path: PathBuf,
+        /// Take the place of the version that the name has
+        #[arg(long)]
+        replace: bool,
+        /// Keep its weights in memory, or no longer (--pin=false)
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        pin: Option<bool>,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Take a name away; answers under way end on its version
+    Unload {
+        name: String,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Give a name a version back that it had
+    Rollback {
+        name: String,
+        /// 6 or more digits of the version; one step back if absent
+        #[arg(long, value_name = "VERSION")]
+        to: Option<String>,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Print a name's versions and everything that was done to it
+    History { name: String },
+}
+
+/// What every change may say.
+#[derive(Debug, clap::Args)]
+struct Change {
+    /// Refuse unless the name has this version now (6 or more digits, or `none`)
+    #[arg(long, value_name = "VERSION")]
+    expect: Option<String>,
+    /// Why; it stands in the history
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
 }
 
 /// Runs the command and prints its result. An error is for a person, one line for each fault.
 pub fn run(args: AdapterArgs) -> Result<(), String> {
+    let without_server = args.model.is_some();
     let flags = Layer {
         model: args.model,
+        data_dir: args.data_dir,
         adapter_dir: (!args.adapter_dir.is_empty()).then_some(args.adapter_dir),
         lora_modules: (!args.lora_modules.is_empty()).then_some(args.lora_modules),
         max_lora_rank: args.max_lora_rank,
         ..Layer::default()
     };
     let settings = Settings::gather_here(args.config.as_deref(), flags);
-    let Some(model) = &settings.said.model else {
-        return Err("no base model is given to check against: --model FOLDER or FILE.gguf".to_owned());
+    let outcome = if without_server {
+        offline(args.command, args.json, &settings)?
+    } else {
+        let server = match args.url {
+            Some(url) => Server::at(&url, args.key.or_else(|| settings.said.admin_key.clone())),
+            None => Server::holding(&settings.data_dir()),
+        };
+        match remote(&args.command, args.json, &server)? {
+            Some(outcome) => outcome,
+            // Nobody is there to ask, but what is known is enough.
+            None if settings.said.model.is_some() => offline(args.command, args.json, &settings)?,
+            None => {
+                let dir = settings.data_dir();
+                return Err(format!(
+                    "no server holds {} (--data-dir, or --url for one elsewhere; --model lists and checks without a server)",
+                    dir.display()
+                ));
+            }
+        }
     };
-    let path = model_files::locate(model, &settings, false).map_err(|error| error.to_string())?;
+    let Outcome { text, refused } = outcome;
+    // A reader that has enough closes the pipe.
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    refused.map_or(Ok(()), Err)
+}
+
+fn offline(command: AdapterCommand, json: bool, settings: &Settings) -> Result<Outcome, String> {
+    let question = match command {
+        AdapterCommand::List => Question::List,
+        AdapterCommand::Check { folders } => Question::Check { folders },
+        AdapterCommand::Load { .. }
+        | AdapterCommand::Unload { .. }
+        | AdapterCommand::Rollback { .. }
+        | AdapterCommand::History { .. } => {
+            return Err("only list and check work without a server; leave --model out".to_owned());
+        }
+    };
+    let model = settings.said.model.as_deref().unwrap_or_default();
+    let path = model_files::locate(model, settings, false).map_err(|error| error.to_string())?;
     let config = settings.settle(path).map_err(|faults| {
         let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
         lines.join("\ntunegate: ")
     })?;
-    let Outcome { text, refused } = outcome(&args.command, &config.adapters, &config.model.path)?;
-    print!("{text}");
-    refused.map_or(Ok(()), Err)
+    offline::outcome(&question, json, &config.adapters, &config.model.path)
 }
 
-struct Outcome {
-    text: String,
-    /// Why the command fails all the same.
-    refused: Option<String>,
-}
-
-fn outcome(command: &AdapterCommand, config: &AdapterConfig, model: &Path) -> Result<Outcome, String> {
-    let source = ModelSource::detect(model).map_err(|error| error.to_string())?;
-    let shape = model::shape_of(&source).map_err(|error| error.to_string())?;
-    match command {
-        AdapterCommand::List { json } => {
-            let checked = check_configured(config, &shape).map_err(|error| error.to_string())?;
-            Ok(Outcome { text: if *json { as_json(&checked) } else { table(&checked) }, refused: None })
-        }
-        AdapterCommand::Check { folders, json } => {
-            let limits = AdapterLimits::from(config);
-            let check = |folder: &PathBuf| (folder.display().to_string(), check_folder(folder, &shape, limits));
-            let checked: Vec<Checked> = folders.iter().map(check).collect();
-            let refused = match checked.iter().filter(|(_, plan)| plan.is_err()).count() {
-                0 => None,
-                refused => Some(format!("{refused} of {} refused", checked.len())),
-            };
-            Ok(Outcome { text: if *json { as_json(&checked) } else { in_full(&checked) }, refused })
-        }
-    }
-}
-
-fn as_json(checked: &[Checked]) -> String {
-    let entry = |(name, plan): &Checked| match plan {
-        Ok(plan) => json!({ "name": name, "plan": plan }),
-        Err(refusals) => json!({ "name": name, "refused": refusals }),
+/// `None` if no server holds the data directory.
+fn remote(command: &AdapterCommand, json: bool, server: &Server) -> Result<Option<Outcome>, String> {
+    let done = |value: Value, shown: fn(&Value) -> String| {
+        Some(Outcome { text: if json { format!("{value:#}\n") } else { shown(&value) }, refused: None })
     };
-    format!("{:#}\n", Value::from_iter(checked.iter().map(entry)))
+    let answered = match command {
+        AdapterCommand::List => server.get("/v1/adapters")?.and_then(|value| done(value, shown::list)),
+        AdapterCommand::Check { folders } => return check(folders, json, server),
+        AdapterCommand::Load { name, path, replace, pin, change } => {
+            let mut body = change.body();
+            body.insert("lora_name".to_owned(), json!(name));
+            body.insert("lora_path".to_owned(), json!(whole(path)));
+            body.insert("load_inplace".to_owned(), json!(replace));
+            body.extend(pin.map(|pin| ("pinned".to_owned(), json!(pin))));
+            server.post("/v1/load_lora_adapter", body.into())?.and_then(|value| done(value, shown::change))
+        }
+        AdapterCommand::Unload { name, change } => {
+            let mut body = change.body();
+            body.insert("lora_name".to_owned(), json!(name));
+            server.post("/v1/unload_lora_adapter", body.into())?.and_then(|value| done(value, shown::change))
+        }
+        AdapterCommand::Rollback { name, to, change } => {
+            let mut body = change.body();
+            body.extend(to.as_ref().map(|to| ("version".to_owned(), json!(to))));
+            let path = format!("/v1/adapters/{}/rollback", escaped(name));
+            server.post(&path, body.into())?.and_then(|value| done(value, shown::change))
+        }
+        AdapterCommand::History { name } => {
+            let path = format!("/v1/adapters/{}", escaped(name));
+            server.get(&path)?.and_then(|value| done(value, shown::history))
+        }
+    };
+    Ok(answered)
 }
 
-fn in_full(checked: &[Checked]) -> String {
-    let mut text = String::new();
-    for (name, plan) in checked {
-        match plan {
-            Ok(plan) => text.push_str(&format!("{name}\n{plan}\n")),
-            Err(refusals) => text.push_str(&format!("{name}\n{}\n", reasons(refusals))),
+/// Every folder, also after one is refused.
+fn check(folders: &[PathBuf], json: bool, server: &Server) -> Result<Option<Outcome>, String> {
+    let mut checked = Vec::new();
+    for folder in folders {
+        let path = whole(folder);
+        let Some(answer) = server.post("/v1/adapters/check", json!({"lora_path": path}))? else { return Ok(None) };
+        checked.push(match answer["loadable"].as_bool() {
+            Some(true) => json!({"name": path, "plan": answer["plan"]}),
+            Some(false) | None => json!({"name": path, "refused": answer["refused"]}),
+        });
+    }
+    let count = checked.iter().filter(|one| one.get("refused").is_some()).count();
+    let refused = (count > 0).then(|| format!("{count} of {} refused", checked.len()));
+    let text = if json { format!("{:#}\n", Value::from(checked)) } else { shown::checked(&checked) };
+    Ok(Some(Outcome { text, refused }))
+}
+
+impl Change {
+    fn body(&self) -> Map<String, Value> {
+        let said = [("expected_version", &self.expect), ("why", &self.why)];
+        said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value.as_ref()?)))).collect()
+    }
+}
+
+/// A folder that is here, by its whole path; anything else as it was given, for the server to find below its root.
+fn whole(path: &Path) -> String {
+    let path = path.canonicalize().ok().filter(|path| path.is_dir()).unwrap_or_else(|| path.to_owned());
+    path.display().to_string()
+}
+
+/// A name in a route: its slashes stay, what could mean something else is escaped.
+fn escaped(name: &str) -> String {
+    let mut path = String::new();
+    for byte in name.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'/' => path.push(char::from(byte)),
+            other => path.push_str(&format!("%{other:02X}")),
         }
     }
-    text
-}
-
-fn reasons(refusals: &[Refusal]) -> String {
-    let line = |refusal: &Refusal| format!("refused  {}  [{}]\n", refusal, refusal.code.as_str());
-    refusals.iter().map(line).collect()
-}
-
-fn table(checked: &[Checked]) -> String {
-    if checked.is_empty() {
-        return "no adapters; --adapter-dir and --lora-modules name them\n".to_owned();
-    }
-    let cells = |plan: &AdapterPlan| {
-        let rank = plan.sites.iter().map(|site| site.rank).max().unwrap_or(0);
-        let about = plan.description.clone().unwrap_or_default();
-        [plan.version.short(), format!("r {rank}"), format!("{} sites", plan.sites.len()), about]
-    };
-    let width = checked.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    let mut text = String::new();
-    for (name, plan) in checked {
-        let line = match plan {
-            Ok(plan) => {
-                let [version, rank, sites, about] = cells(plan);
-                format!("{name:<width$}  {version}  {rank:>5}  {sites:>10}  {about}")
-            }
-            Err(refusals) => {
-                let first = refusals.first().map(ToString::to_string).unwrap_or_default();
-                let more = match refusals.len() {
-                    0 | 1 => String::new(),
-                    count => format!(" (and {} more)", count - 1),
-                };
-                format!("{name:<width$}  refused: {first}{more}")
-            }
-        };
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn golden(path: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
-    }
-
-    fn ask(command: &AdapterCommand, config: &AdapterConfig) -> Outcome {
-        outcome(command, config, &golden("models/llama")).unwrap()
-    }
-
-    #[test]
-    fn check_prints_the_plan_of_a_good_folder_and_every_reason_against_a_bad_one() {
-        let folders = vec![golden("adapters/llama/rslora"), golden("later/llama/alora")];
-        let outcome = ask(&AdapterCommand::Check { folders, json: false }, &AdapterConfig::default());
-        assert!(outcome.text.contains("model.layers.1.self_attn.v_proj     8     12  4.2426405  8×64  32×8    f32"));
-        assert!(outcome.text.contains("refused  alora_invocation_tokens: means activated LoRA"), "{}", outcome.text);
-        assert_eq!(outcome.refused.as_deref(), Some("1 of 2 refused"));
-    }
-
-    #[test]
-    fn check_answers_machines_in_json() {
-        let folders = vec![golden("adapters/llama/rslora"), golden("later/llama/pissa")];
-        let outcome = ask(&AdapterCommand::Check { folders, json: true }, &AdapterConfig::default());
-        let json: Value = serde_json::from_str(&outcome.text).unwrap();
-        assert_eq!(json[0]["plan"]["sites"][0]["rank"], 8);
-        assert_eq!(json[1]["refused"][0]["code"], "base_changing");
-        assert_eq!(json[1]["refused"][0]["subject"], "init_lora_weights");
-    }
-
-    #[test]
-    fn list_shows_what_a_server_would_serve_and_refuse() {
-        let mut config = AdapterConfig { dirs: vec![golden("adapters/llama")], ..Default::default() };
-        config.modules = vec![("mine".to_owned(), golden("later/llama/alora"))];
-        let list = AdapterCommand::List { json: false };
-        let outcome = ask(&list, &config);
-        let lines: Vec<&str> = outcome.text.lines().collect();
-        assert_eq!(lines.len(), 19, "{}", outcome.text);
-        assert!(lines[0].starts_with("mine") && lines[0].contains("refused: alora_invocation_tokens"), "{}", lines[0]);
-        assert!(
-            lines.iter().any(|line| line.starts_with("all7 ") && line.contains("r 4    14 sites")),
-            "{}",
-            outcome.text
-        );
-        assert_eq!(outcome.refused, None);
-        assert!(ask(&list, &AdapterConfig::default()).text.starts_with("no adapters"));
-        config.dirs = vec!["/no/such/folder".into()];
-        assert!(super::outcome(&list, &config, &golden("models/llama")).is_err());
-    }
-
-    #[test]
-    fn the_demo_sizes_come_from_a_gguf_file_too() {
-        let folders = vec![golden("adapters/wide/all7")];
-        let file = std::fs::read_dir(golden("gguf")).unwrap().map(|entry| entry.unwrap().path());
-        let file = file.into_iter().find(|path| path.to_string_lossy().contains("wide-")).unwrap();
-        let outcome =
-            outcome(&AdapterCommand::Check { folders, json: false }, &AdapterConfig::default(), &file).unwrap();
-        assert_eq!(outcome.refused, None, "{}", outcome.text);
-    }
+    path
 }

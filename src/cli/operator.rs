@@ -1,14 +1,20 @@
-//! Asks the server that holds a data directory, through the socket that it keeps there for its owner.
+//! Asks a running server for the operator: the one that holds a data directory, through the socket that it keeps there for
+//! its owner, or one at a URL.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use http::Request;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::{body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::net::UnixStream;
 
+use super::nobody;
 use crate::data_dir;
 
 #[derive(Deserialize)]
@@ -21,12 +27,79 @@ struct Reason {
     message: String,
 }
 
-/// The body that the server answers to a POST of `path`, however long that takes; `None` if no server holds the
+/// Where to ask.
+pub struct Server(Place);
+
+enum Place {
+    DataDir(PathBuf),
+    Url { url: String, key: Option<String> },
+}
+
+/// A status and a body.
+struct Answered {
+    fine: bool,
+    body: Bytes,
+}
+
+impl Server {
+    /// The server that holds a data directory.
+    pub fn holding(data_dir: &Path) -> Self {
+        Self(Place::DataDir(data_dir.to_owned()))
+    }
+
+    /// The server at `url`, with or without `/v1`.
+    pub fn at(url: &str, key: Option<String>) -> Self {
+        let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
+        Self(Place::Url { url, key })
+    }
+
+    /// What the server answers, however long that takes; `None` if no server holds the directory.
+    ///
+    /// # Errors
+    /// The server's own words, or why it could not be asked.
+    pub fn get(&self, path: &str) -> Result<Option<Value>, String> {
+        self.json("GET", path, None)
+    }
+
+    /// As [`Server::get`].
+    pub fn post(&self, path: &str, body: Value) -> Result<Option<Value>, String> {
+        self.json("POST", path, Some(body))
+    }
+
+    fn json(&self, method: &str, path: &str, body: Option<Value>) -> Result<Option<Value>, String> {
+        let Some(body) = self.ask(method, path, body)? else { return Ok(None) };
+        serde_json::from_slice(&body).map(Some).map_err(|error| format!("the server's answer: {error}"))
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Result<Option<Bytes>, String> {
+        let body = body.map(|body| body.to_string());
+        let (answered, whose) = match &self.0 {
+            Place::DataDir(data_dir) => {
+                let Some(answered) = ask_socket(data_dir, method, path, body)? else { return Ok(None) };
+                (answered, format!("the server of {}", data_dir.display()))
+            }
+            Place::Url { url, key } => (ask_url(url, key.as_deref(), method, path, body)?, url.clone()),
+        };
+        if answered.fine {
+            return Ok(Some(answered.body));
+        }
+        match serde_json::from_slice::<Refused>(&answered.body) {
+            Ok(refused) => Err(refused.error.message),
+            Err(_) => Err(format!("{whose} answered no words of ours")),
+        }
+    }
+}
+
+/// The body that the server of a data directory answers to a POST of `path` without a body; `None` if no server holds the
 /// directory.
 ///
 /// # Errors
-/// The server's own words, or why it could not be asked.
+/// As [`Server::get`].
 pub fn post(data_dir: &Path, path: &str) -> Result<Option<Bytes>, String> {
+    Server::holding(data_dir).ask("POST", path, None)
+}
+
+fn ask_socket(data_dir: &Path, method: &str, path: &str, body: Option<String>) -> Result<Option<Answered>, String> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(|error| error.to_string())?;
     runtime.block_on(async {
@@ -43,20 +116,35 @@ pub fn post(data_dir: &Path, path: &str) -> Result<Option<Bytes>, String> {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
         // How the connection ends shows in the answer.
         let carried = tokio::spawn(connection);
-        let request = Request::post(path)
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header("host", "localhost")
-            .body(Empty::<Bytes>::new())
+            .header("content-type", "application/json")
+            .header("accept", "application/json")
+            .body(Full::<Bytes>::from(body.unwrap_or_default()))
             .map_err(|error| error.to_string())?;
         let response = sender.send_request(request).await.map_err(broke)?;
-        let done = response.status().is_success();
+        let fine = response.status().is_success();
         let body = response.into_body().collect().await.map_err(broke)?.to_bytes();
         carried.abort();
-        if done {
-            return Ok(Some(body));
-        }
-        match serde_json::from_slice::<Refused>(&body) {
-            Ok(refused) => Err(refused.error.message),
-            Err(_) => Err(format!("the server of {} answered no words of ours", data_dir.display())),
-        }
+        Ok(Some(Answered { fine, body }))
     })
+}
+
+fn ask_url(url: &str, key: Option<&str>, method: &str, path: &str, body: Option<String>) -> Result<Answered, String> {
+    let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+    let mut request = Request::builder()
+        .method(method)
+        .uri(format!("{url}{path}"))
+        .header("content-type", "application/json")
+        .header("accept", "application/json");
+    if let Some(key) = key {
+        request = request.header("authorization", format!("Bearer {key}"));
+    }
+    let request = request.body(body.unwrap_or_default()).map_err(|error| format!("{url}: {error}"))?;
+    let mut response = agent.run(request).map_err(|error| nobody(url, &error, "--url"))?;
+    let fine = response.status().is_success();
+    let body = response.body_mut().read_to_vec().map_err(|error| format!("{url}: {error}"))?;
+    Ok(Answered { fine, body: body.into() })
 }

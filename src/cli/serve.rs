@@ -122,7 +122,12 @@ fn fault_of_model(path: &Path) -> Option<String> {
 
 fn fault_of_keys(settings: &Settings) -> Option<Fault> {
     let said = &settings.said;
-    let keys = Keys::read(said.api_key.as_deref().unwrap_or_default(), said.api_keys_file.as_deref(), true);
+    let keys = Keys::read(
+        said.api_key.as_deref().unwrap_or_default(),
+        said.api_keys_file.as_deref(),
+        said.admin_key.as_deref(),
+        true,
+    );
     let error = keys.err()?;
     let name = if matches!(error, KeysError::Empty) { "api_key" } else { "api_keys_file" };
     Some(Fault { place: settings.place(name), reason: error.to_string() })

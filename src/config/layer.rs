@@ -100,6 +100,15 @@ settings! {
     /// A TOML file of keys with names, roles, models and recording policies
     #[arg(long, value_name = "FILE", help_heading = "Server")]
     api_keys_file: PathBuf,
+    /// The key for routes that change what is served (/v1/load_lora_adapter, /v1/adapters, …)
+    #[arg(long, value_name = "KEY", help_heading = "Server")]
+    admin_key: String,
+    /// A port of its own for those routes, on the same address; the other port refuses them then
+    #[arg(long, value_name = "PORT", help_heading = "Server")]
+    admin_port: u16,
+    /// Let everybody who can connect change what is served (default: false)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
+    admin_unauthenticated: Switch,
     /// How long running answers may go on after SIGTERM, in seconds (default: 30)
     #[arg(long, value_name = "SECONDS", help_heading = "Server")]
     shutdown_timeout: u64,
@@ -134,6 +143,15 @@ settings! {
     /// Adapters by name: NAME=PATH, or {"name": …, "path": …}
     #[arg(long, value_name = "NAME=PATH", num_args = 1.., help_heading = "Adapters")]
     lora_modules: Vec<String>,
+    /// Folders below which load requests may name adapters; those of --adapter-dir by default
+    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Adapters")]
+    adapter_root: Vec<PathBuf>,
+    /// The versions of this many last steps of each name are never removed from disk (default: 5)
+    #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
+    adapter_keep_steps: usize,
+    /// Disk for kept versions of adapters; by default none is removed
+    #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
+    adapter_vault_bytes: Bytes,
     /// Different adapters in one batch (default: 64)
     #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
     max_loras: usize,

@@ -59,6 +59,12 @@ pub struct AdapterConfig {
     pub dirs: Vec<PathBuf>,
     /// Adapters under given names.
     pub modules: Vec<(String, PathBuf)>,
+    /// Folders below which load requests may name adapters.
+    pub roots: Vec<PathBuf>,
+    /// What this many of a name's last steps name is never removed from disk.
+    pub keep_steps: usize,
+    /// Bytes of kept adapters on disk; `None`: nothing is removed.
+    pub max_vault_bytes: Option<u64>,
     /// The largest rank that is accepted.
     pub max_lora_rank: usize,
     /// Adapters kept in memory, where a count is wanted beside the bytes.
@@ -74,6 +80,9 @@ impl Default for AdapterConfig {
         Self {
             dirs: Vec::new(),
             modules: Vec::new(),
+            roots: Vec::new(),
+            keep_steps: 5,
+            max_vault_bytes: None,
             max_lora_rank: 512,
             max_cpu_loras: None,
             max_bytes: 4 << 30,
@@ -148,8 +157,19 @@ pub struct ServerConfig {
     pub served_names: Vec<String>,
     pub api_keys: Vec<String>,
     pub keys_file: Option<PathBuf>,
+    pub admin: AdminConfig,
     /// How long running answers may go on after SIGTERM.
     pub shutdown_timeout: Duration,
+}
+
+/// Who may change what is served, where others than this machine's users can connect.
+#[derive(Clone, Debug, Default)]
+pub struct AdminConfig {
+    pub key: Option<String>,
+    /// A port of its own, on the server's address.
+    pub port: Option<u16>,
+    /// Whoever can connect.
+    pub unauthenticated: bool,
 }
 
 /// The base model: where its files are and how they are loaded.

@@ -12,8 +12,8 @@ use clap::{Args, FromArgMatches};
 use serde::Deserialize;
 
 use super::{
-    AdapterConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig, ModelConfig,
-    RecordConfig, ServerConfig,
+    AdapterConfig, AdminConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig,
+    ModelConfig, RecordConfig, ServerConfig,
     value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens},
 };
 use crate::terms::{AdapterName, RecordPolicy};
@@ -132,7 +132,7 @@ impl Settings {
 
     /// Every setting that was given, with where; secrets are not shown.
     pub fn shown(&self) -> Vec<(String, String, String)> {
-        let secret = |name: &str| matches!(name, "api_key" | "hf_token");
+        let secret = |name: &str| matches!(name, "api_key" | "admin_key" | "hf_token");
         self.said
             .said()
             .into_iter()
@@ -209,7 +209,7 @@ fn is_service_link(rest: &str, value: &str) -> bool {
 
 /// One value as a layer, read as the command line would read it. Lists are separated by commas.
 fn layer_of(name: &str, value: &str) -> Result<Layer, String> {
-    let list = matches!(name, "served_model_name" | "api_key" | "adapter_dir");
+    let list = matches!(name, "served_model_name" | "api_key" | "adapter_dir" | "adapter_root");
     let command =
         Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true).color(clap::ColorChoice::Never));
     let flag = Layer::flag(name);
@@ -272,11 +272,26 @@ impl Check<'_> {
         if said.served_model_name.iter().flatten().any(|name| name.trim().is_empty()) {
             self.fault("served_model_name", "a name may not be empty");
         }
+        let admin = AdminConfig {
+            key: said.admin_key.clone(),
+            port: said.admin_port,
+            unauthenticated: said.admin_unauthenticated == Some(Switch(true)),
+        };
+        if admin.key.as_ref().is_some_and(|key| key.trim().is_empty()) {
+            self.fault("admin_key", "a key may not be empty");
+        }
+        if admin.unauthenticated && admin.key.is_some() {
+            self.fault("admin_unauthenticated", "it is true, but a key is given (--admin-key)");
+        }
+        if admin.port.is_some_and(|admin| admin == port && admin != 0) {
+            self.fault("admin_port", "it has to be another port than --port");
+        }
         ServerConfig {
             listen: listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port))),
             served_names: said.served_model_name.clone().unwrap_or_default(),
             api_keys: said.api_key.clone().unwrap_or_default(),
             keys_file: said.api_keys_file.clone(),
+            admin,
             shutdown_timeout: Duration::from_secs(said.shutdown_timeout.unwrap_or(30)),
         }
     }
@@ -384,6 +399,10 @@ impl Check<'_> {
                 self.fault("adapter_dir", format!("there is no folder '{}'", dir.display()));
             }
         }
+        for dir in said.adapter_root.iter().flatten().filter(|dir| !dir.is_dir()) {
+            self.fault("adapter_root", format!("there is no folder '{}'", dir.display()));
+        }
+        let roots = said.adapter_root.clone().unwrap_or_else(|| dirs.clone());
         let mut modules = Vec::new();
         for given in said.lora_modules.iter().flatten() {
             match lora_module(given) {
@@ -391,12 +410,15 @@ impl Check<'_> {
                 Err(reason) => self.fault("lora_modules", format!("{given}: {reason}")),
             }
         }
-        if !wanted && (said.adapter_dir.is_some() || said.lora_modules.is_some()) {
+        if !wanted && (said.adapter_dir.is_some() || said.lora_modules.is_some() || said.adapter_root.is_some()) {
             self.fault("enable_lora", "it is false, but adapters are given");
         }
         AdapterConfig {
             dirs: if wanted { dirs } else { Vec::new() },
             modules,
+            roots: if wanted { roots } else { Vec::new() },
+            keep_steps: self.at_least("adapter_keep_steps", said.adapter_keep_steps, default.keep_steps, 1),
+            max_vault_bytes: said.adapter_vault_bytes.map(|bytes| bytes.0),
             max_lora_rank: self.at_least("max_lora_rank", said.max_lora_rank, default.max_lora_rank, 1),
             max_cpu_loras: said.max_cpu_loras.map(|count| self.at_least("max_cpu_loras", Some(count), 1, 1)),
             max_bytes: self.bytes("adapter_memory_bytes", said.adapter_memory_bytes, default.max_bytes, 1 << 20),

@@ -2,6 +2,7 @@
 
 mod ask;
 mod choice;
+pub mod publish;
 mod question;
 mod replay;
 mod reply;
@@ -16,6 +17,7 @@ use std::{
 };
 
 pub use ask::{Ask, AskError, Caller, Prompt, ReplyError, ReplyEvent, ReplyHead};
+pub use publish::Publisher;
 pub use replay::{Replay, ReplayError, ReplayedChoice, Side};
 pub use reply::Reply;
 pub use route::Route;
@@ -34,6 +36,7 @@ use crate::{
 pub struct Parts {
     pub engine: EngineHandle,
     pub adapters: Arc<AdapterStore>,
+    pub publisher: Publisher,
     pub text: Arc<Text>,
     pub journal: Journal,
     pub metrics: Arc<Metrics>,
@@ -146,6 +149,11 @@ impl Gateway {
 
     pub fn adapters(&self) -> &Arc<AdapterStore> {
         &self.0.parts.adapters
+    }
+
+    /// Gives versions their names.
+    pub fn publisher(&self) -> &Publisher {
+        &self.0.parts.publisher
     }
 
     pub fn text(&self) -> &Arc<Text> {

@@ -23,17 +23,77 @@ pub struct Identity {
     pub role: Role,
     /// Whether routes that return recorded content may answer.
     pub may_read_records: bool,
+    /// Whether routes that change what is served may answer.
+    admin: Admin,
+    peer: Option<Peer>,
+}
+
+/// Whether somebody may change what is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admin {
+    Allowed,
+    /// Not with this key.
+    Role,
+    /// Not without the key of `--admin-key`.
+    Key,
+    /// Not on this port.
+    Port,
+    /// Nobody can: others can connect, and nothing says who of them may.
+    Off,
 }
 
 impl Identity {
     /// The operator on the server's own socket, or anybody where no keys are set and only this machine can connect.
     fn operator() -> Self {
-        Self { caller: Caller::default(), role: Role::Admin, may_read_records: true }
+        Self {
+            caller: Caller::default(),
+            role: Role::Admin,
+            may_read_records: true,
+            admin: Admin::Allowed,
+            peer: Some(Peer::Unix),
+        }
     }
 
     /// Anybody, on a server that others can reach and that has no keys.
     fn stranger() -> Self {
-        Self { caller: Caller::default(), role: Role::App, may_read_records: false }
+        Self { role: Role::App, may_read_records: false, admin: Admin::Off, ..Self::operator() }
+    }
+
+    fn of(key: &Key) -> Self {
+        let admin = if key.role >= Role::Admin { Admin::Allowed } else { Admin::Role };
+        Self { caller: key.caller(), role: key.role, may_read_records: true, admin, peer: None }
+    }
+
+    /// # Errors
+    /// 403 with the way to turn it on, or what is missing.
+    pub fn administers(&self) -> Result<(), ApiError> {
+        let forbidden = |code, message: &str| Err(ApiError::new(StatusCode::FORBIDDEN, code, message));
+        match self.admin {
+            Admin::Allowed => Ok(()),
+            Admin::Role => self.has_role(Role::Admin),
+            Admin::Key => forbidden(
+                "admin_key_needed",
+                "this changes what is served and needs the admin key: 'Authorization: Bearer KEY' (--admin-key)",
+            ),
+            Admin::Port => {
+                forbidden("admin_elsewhere", "this changes what is served and has a port of its own (--admin-port)")
+            }
+            Admin::Off => forbidden(
+                "admin_off",
+                "this changes what is served and is off, since others than this machine can connect: give an --admin-key, \
+                 an --admin-port that only admins reach, or --admin-unauthenticated; the server's own socket is always open",
+            ),
+        }
+    }
+
+    /// Who acts, for histories.
+    pub fn who(&self) -> String {
+        match (&self.caller.key, self.peer) {
+            (Some(key), _) => key.clone(),
+            (None, Some(Peer::Unix)) => "operator".to_owned(),
+            (None, Some(Peer::Tcp(address) | Peer::Admin(address))) => address.ip().to_string(),
+            (None, None) => "unknown".to_owned(),
+        }
     }
 
     /// # Errors
@@ -59,13 +119,10 @@ impl Identity {
 
 /// The layer around the whole router: only routes that say so answer without a key.
 pub async fn guard(State(app): State<AppState>, mut request: Request, next: Next) -> Response {
-    let open = Route::of(&request).is_some_and(Route::is_open);
-    let identity = match (request.extensions().get::<Peer>(), app.keys().is_empty()) {
-        (Some(Peer::Unix), _) => Ok(Identity::operator()),
-        (_, true) if app.keys().loopback_only() => Ok(Identity::operator()),
-        (_, true) => Ok(Identity::stranger()),
-        (_, false) => identify(app.keys(), request.headers()),
-    };
+    let route = Route::of(&request);
+    let open = route.is_some_and(Route::is_open);
+    let peer = request.extensions().get::<Peer>().copied();
+    let identity = identify(app.keys(), peer, request.headers(), route.is_some_and(Route::is_admin));
     match identity {
         Ok(identity) => {
             if let Some(trace) = request.extensions().get::<Trace>() {
@@ -79,7 +136,33 @@ pub async fn guard(State(app): State<AppState>, mut request: Request, next: Next
     next.run(request).await
 }
 
-fn identify(keys: &Keys, headers: &HeaderMap) -> Result<Identity, ApiError> {
+fn identify(keys: &Keys, peer: Option<Peer>, headers: &HeaderMap, admin_route: bool) -> Result<Identity, ApiError> {
+    if peer == Some(Peer::Unix) {
+        return Ok(Identity::operator());
+    }
+    let on_its_port = matches!(peer, Some(Peer::Admin(_)));
+    // Nobody is asked for a key who is let in without one.
+    let without_key = keys.admin_unauthenticated() || (on_its_port && !keys.has_admin_key());
+    let mut identity = match key(keys, headers) {
+        Ok(key) => Identity::of(key),
+        Err(_) if keys.is_empty() && keys.loopback_only() => Identity::operator(),
+        Err(_) if keys.is_empty() || (admin_route && without_key) => Identity::stranger(),
+        Err(error) => return Err(error),
+    };
+    let by_key = identity.caller.key.is_some();
+    if keys.has_admin_port() && !on_its_port {
+        identity.admin = Admin::Port;
+    } else if without_key {
+        identity.admin = Admin::Allowed;
+    } else if !by_key && keys.has_admin_key() {
+        identity.admin = Admin::Key;
+    }
+    identity.peer = peer;
+    Ok(identity)
+}
+
+/// The key that a request brings.
+fn key<'a>(keys: &'a Keys, headers: &HeaderMap) -> Result<&'a Key, ApiError> {
     let refuse =
         |message: &str| Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message).about("authorization"));
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
@@ -93,7 +176,7 @@ fn identify(keys: &Keys, headers: &HeaderMap) -> Result<Identity, ApiError> {
         return refuse("the Authorization header must be 'Bearer KEY'");
     };
     match keys.find(secret) {
-        Some(key) => Ok(Identity { caller: key.caller(), role: key.role, may_read_records: true }),
+        Some(key) => Ok(key),
         None => refuse("this API key is not known"),
     }
 }

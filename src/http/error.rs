@@ -11,9 +11,9 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::{
-    adapters::{AdapterError, Refusal},
+    adapters::{AdapterError, Refusal, RootsError},
     engine::{EngineFault, SubmitError},
-    gateway::{AskError, ReplayError, ReplyError},
+    gateway::{AskError, ReplayError, ReplyError, publish::PublishError},
     journal::JournalError,
     text::TextError,
 };
@@ -217,6 +217,13 @@ impl From<AdapterError> for ApiError {
                 Self::internal("adapter_unreadable", &format!("adapter '{name}' could not be read"), reason)
                     .about("model")
             }
+            AdapterError::Catalog { reason } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "catalog_unavailable",
+                "the catalog of adapters is not writable",
+            )
+            .because(reason)
+            .again_in(1000),
         }
     }
 }
@@ -230,6 +237,52 @@ fn refused(name: &str, refusals: &[Refusal]) -> String {
         reasons.push(format!("and {} more", refusals.len() - REASONS));
     }
     format!("adapter '{name}' is refused: {}", reasons.join("; "))
+}
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Adapter(error) => {
+                let mut error = Self::from(error);
+                // These routes name an adapter, not a model.
+                if error.param.as_deref() == Some("model") {
+                    error.param = Some("lora_name".into());
+                }
+                error
+            }
+            PublishError::BaseName { .. } => Self::invalid("lora_name", error),
+            PublishError::AlreadyLoaded { .. } => {
+                Self::new(StatusCode::BAD_REQUEST, "adapter_already_loaded", error).about("lora_name")
+            }
+            PublishError::NotLoaded { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "adapter_not_found", error).about("lora_name")
+            }
+            PublishError::Conflict { .. } => {
+                Self::new(StatusCode::CONFLICT, "version_mismatch", error).about("expected_version")
+            }
+            PublishError::NoEarlier { .. } => {
+                Self::new(StatusCode::CONFLICT, "no_earlier_version", error).about("version")
+            }
+            PublishError::Managed { .. } | PublishError::Held { .. } => {
+                Self::new(StatusCode::CONFLICT, "managed_elsewhere", error).about("lora_name")
+            }
+            PublishError::Busy { retry_after_ms, .. } => Self::overloaded(&error, retry_after_ms),
+            PublishError::Failed { reason } => Self::internal("publish_failed", "the change failed", reason),
+        }
+    }
+}
+
+impl From<RootsError> for ApiError {
+    fn from(error: RootsError) -> Self {
+        match error {
+            RootsError::NoRoot | RootsError::Url { .. } | RootsError::Outside { .. } => {
+                Self::new(StatusCode::FORBIDDEN, "adapter_path_forbidden", error).about("lora_path")
+            }
+            RootsError::Absent { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "adapter_path_not_found", error).about("lora_path")
+            }
+        }
+    }
 }
 
 impl From<TextError> for ApiError {

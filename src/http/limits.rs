@@ -20,10 +20,10 @@ pub async fn check(State(app): State<AppState>, request: Request, next: Next) ->
     let checked = header_size(request.headers(), request.uri(), app.limits().max_header_bytes).and_then(|()| {
         match request.extensions().get::<Peer>() {
             Some(Peer::Unix) => Ok(()),
-            Some(Peer::Tcp(_)) | None if private => {
+            Some(Peer::Tcp(_) | Peer::Admin(_)) | None if private => {
                 host(request.headers(), request.uri()).and_then(|()| origin(request.headers()))
             }
-            Some(Peer::Tcp(_)) | None => Ok(()),
+            Some(Peer::Tcp(_) | Peer::Admin(_)) | None => Ok(()),
         }
     });
     match checked {

@@ -1,5 +1,6 @@
 //! The only room that knows HTTP, status codes and server-sent events.
 
+mod admin;
 pub mod auth;
 pub mod body;
 pub mod error;
@@ -35,6 +36,7 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
+    adapters::Roots,
     config::{Config, LimitsConfig},
     gateway::Gateway,
     metrics::Metrics,
@@ -51,6 +53,9 @@ struct Inner {
     keys: Arc<Keys>,
     /// Different adapters that one batch may hold.
     max_loras: usize,
+    /// Where load requests may point.
+    roots: Roots,
+    max_adapter_bytes: u64,
     /// Unix seconds.
     started: i64,
     tokenizing: Arc<Semaphore>,
@@ -75,6 +80,8 @@ impl AppState {
             limits: Arc::new(config.limits.clone()),
             keys,
             max_loras: config.engine.max_loras,
+            roots: Roots::new(config.adapters.roots.clone()),
+            max_adapter_bytes: config.adapters.max_bytes,
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
             named: Mutex::default(),
         }))
@@ -94,6 +101,16 @@ impl AppState {
 
     pub fn keys(&self) -> &Keys {
         &self.0.keys
+    }
+
+    /// Where load requests may point.
+    pub fn roots(&self) -> &Roots {
+        &self.0.roots
+    }
+
+    /// Bytes that adapters may take in memory.
+    pub fn max_adapter_bytes(&self) -> u64 {
+        self.0.max_adapter_bytes
     }
 
     pub fn max_loras(&self) -> usize {

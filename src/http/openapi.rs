@@ -1,5 +1,6 @@
 //! GET /openapi.json: every route with its parameters, bodies and answers, for people and generators.
 
+mod adapters;
 mod operations;
 mod schemas;
 
@@ -21,7 +22,7 @@ pub async fn document() -> Response {
 pub fn whole() -> Value {
     let mut paths = Map::new();
     for &route in Route::ALL {
-        let path = paths.entry(documented_path(route)).or_insert_with(|| json!({}));
+        let path = paths.entry(route.shown_path()).or_insert_with(|| json!({}));
         path[route.method().as_str().to_ascii_lowercase()] = operations::operation(route);
     }
     json!({
@@ -50,11 +51,6 @@ pub fn whole() -> Value {
             },
         },
     })
-}
-
-/// OpenAPI has no word for a parameter that holds slashes; `{id}` is the nearest.
-fn documented_path(route: Route) -> String {
-    route.path().replace("{*id}", "{id}")
 }
 
 #[cfg(test)]
@@ -107,7 +103,7 @@ mod tests {
         let mut ids = HashSet::new();
         for route in Route::ALL {
             let method = route.method().as_str().to_ascii_lowercase();
-            let operation = &document["paths"][documented_path(*route)][&method];
+            let operation = &document["paths"][route.shown_path()][&method];
             assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{route:?}");
             assert!(!operation["summary"].as_str().unwrap().is_empty(), "{route:?}");
             let answers = operation["responses"].as_object().unwrap();
@@ -130,7 +126,7 @@ mod tests {
     fn the_manual_names_every_route_and_parameter() {
         let manual = include_str!("../../docs/api.md");
         for route in Route::ALL {
-            assert!(manual.contains(&documented_path(*route)), "{route:?}");
+            assert!(manual.contains(&route.shown_path()), "{route:?}");
         }
         let document = whole();
         for schema in ["ChatRequest", "CompletionRequest"] {

@@ -8,6 +8,7 @@ use http::Method;
 
 use super::{
     AppState,
+    admin::adapters,
     openai::{create, models, stored, tokens},
     openapi, ops, replay,
 };
@@ -27,6 +28,12 @@ pub enum Route {
     Tokenize,
     Detokenize,
     Replay,
+    LoadAdapter,
+    UnloadAdapter,
+    ListAdapters,
+    CheckAdapter,
+    GetAdapter,
+    RollbackAdapter,
     Health,
     Ready,
     Metrics,
@@ -48,6 +55,12 @@ impl Route {
         Self::Tokenize,
         Self::Detokenize,
         Self::Replay,
+        Self::LoadAdapter,
+        Self::UnloadAdapter,
+        Self::ListAdapters,
+        Self::CheckAdapter,
+        Self::GetAdapter,
+        Self::RollbackAdapter,
         Self::Health,
         Self::Ready,
         Self::Metrics,
@@ -67,6 +80,12 @@ impl Route {
             Self::Tokenize => "/tokenize",
             Self::Detokenize => "/detokenize",
             Self::Replay => "/admin/replay/{id}",
+            Self::LoadAdapter => "/v1/load_lora_adapter",
+            Self::UnloadAdapter => "/v1/unload_lora_adapter",
+            Self::ListAdapters => "/v1/adapters",
+            Self::CheckAdapter => "/v1/adapters/check",
+            // A name may hold slashes; what stands behind it is for the handler.
+            Self::GetAdapter | Self::RollbackAdapter => "/v1/adapters/{*id}",
             Self::Health => "/health",
             Self::Ready => "/health/ready",
             Self::Metrics => "/metrics",
@@ -82,13 +101,19 @@ impl Route {
             | Self::UpdateStored
             | Self::Tokenize
             | Self::Detokenize
-            | Self::Replay => Method::POST,
+            | Self::Replay
+            | Self::LoadAdapter
+            | Self::UnloadAdapter
+            | Self::CheckAdapter
+            | Self::RollbackAdapter => Method::POST,
             Self::DeleteStored => Method::DELETE,
             Self::ListStored
             | Self::GetStored
             | Self::StoredMessages
             | Self::Models
             | Self::Model
+            | Self::ListAdapters
+            | Self::GetAdapter
             | Self::Health
             | Self::Ready
             | Self::Metrics
@@ -112,8 +137,33 @@ impl Route {
             | Self::Model
             | Self::Tokenize
             | Self::Detokenize
-            | Self::Replay => false,
+            | Self::Replay
+            | Self::LoadAdapter
+            | Self::UnloadAdapter
+            | Self::ListAdapters
+            | Self::CheckAdapter
+            | Self::GetAdapter
+            | Self::RollbackAdapter => false,
         }
+    }
+
+    /// Whether it is for those who may change what is served.
+    pub const fn is_admin(self) -> bool {
+        matches!(
+            self,
+            Self::LoadAdapter
+                | Self::UnloadAdapter
+                | Self::ListAdapters
+                | Self::CheckAdapter
+                | Self::GetAdapter
+                | Self::RollbackAdapter
+        )
+    }
+
+    /// As people and documents see it.
+    pub fn shown_path(self) -> String {
+        let path = self.path().replace("{*id}", "{id}");
+        if self == Self::RollbackAdapter { path + "/rollback" } else { path }
     }
 
     /// Whether machines ask for it all the time.
@@ -135,6 +185,12 @@ impl Route {
             Self::Tokenize => post(tokens::tokenize),
             Self::Detokenize => post(tokens::detokenize),
             Self::Replay => post(replay::create),
+            Self::LoadAdapter => post(adapters::load),
+            Self::UnloadAdapter => post(adapters::unload),
+            Self::ListAdapters => get(adapters::list),
+            Self::CheckAdapter => post(adapters::check),
+            Self::GetAdapter => get(adapters::get),
+            Self::RollbackAdapter => post(adapters::rollback),
             Self::Health => get(ops::health),
             Self::Ready => get(ops::ready),
             Self::Metrics => get(ops::metrics),
@@ -143,7 +199,7 @@ impl Route {
         }
     }
 
-    /// A route at the matched path of a request; the path alone says whether it is open.
+    /// A route at the matched path of a request; the path alone says whether it is open, and for whom.
     pub fn of(request: &Request) -> Option<Self> {
         let path = request.extensions().get::<MatchedPath>()?;
         Self::ALL.iter().copied().find(|route| route.path() == path.as_str())
@@ -155,10 +211,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn open_and_closed_routes_share_no_path() {
+    fn open_closed_and_admin_routes_share_no_path() {
         for one in Route::ALL {
             for other in Route::ALL {
-                assert!(one.path() != other.path() || one.is_open() == other.is_open(), "{one:?} and {other:?}");
+                assert!(
+                    one.path() != other.path()
+                        || (one.is_open(), one.is_admin()) == (other.is_open(), other.is_admin()),
+                    "{one:?} and {other:?}"
+                );
             }
         }
     }

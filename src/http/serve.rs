@@ -29,6 +29,8 @@ use crate::{config::LimitsConfig, metrics::Metrics};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     Tcp(SocketAddr),
+    /// The port for those who change what is served.
+    Admin(SocketAddr),
     /// The socket in the data directory, which only its owner can open.
     Unix,
 }
@@ -37,6 +39,7 @@ pub enum Peer {
 #[derive(Debug)]
 pub enum Listener {
     Tcp(TcpListener),
+    Admin(TcpListener),
     Unix(UnixListener),
 }
 
@@ -116,11 +119,12 @@ enum Stream {
 
 async fn next(listener: &Listener) -> io::Result<(Stream, Peer)> {
     match listener {
-        Listener::Tcp(listener) => {
-            let (stream, address) = listener.accept().await?;
+        Listener::Tcp(tcp) | Listener::Admin(tcp) => {
+            let (stream, address) = tcp.accept().await?;
             // Tokens are small and each is waited for.
             stream.set_nodelay(true)?;
-            Ok((Stream::Tcp(stream), Peer::Tcp(address)))
+            let admin = matches!(listener, Listener::Admin(_));
+            Ok((Stream::Tcp(stream), if admin { Peer::Admin(address) } else { Peer::Tcp(address) }))
         }
         Listener::Unix(listener) => {
             let (stream, _) = listener.accept().await?;

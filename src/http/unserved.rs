@@ -78,6 +78,6 @@ fn methods(path: &str) -> String {
 }
 
 fn served() -> String {
-    let name = |route: &Route| format!("{} {}", route.method(), route.path().replace("{*id}", "{id}"));
+    let name = |route: &Route| format!("{} {}", route.method(), route.shown_path());
     Route::ALL.iter().map(name).collect::<Vec<_>>().join(", ")
 }

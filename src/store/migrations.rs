@@ -10,7 +10,7 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x7475_6e67;
 
 /// Version `i + 1` is reached by `STEPS[i]`.
-const STEPS: &[&str] = &[FACTS_AND_CONTENT];
+const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG];
 
 /// A request is one row of `completions`, each of its choices one row of `choices`. `choices.seq` grows in the order of
 /// commits. `content` alone holds what was said: role 0 is the prompt `part`, role 1 the answer of choice `part`.
@@ -79,6 +79,33 @@ CREATE TABLE probe (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     room BLOB NOT NULL
 ) STRICT;
+";
+
+/// One row of `adapter_names` for each name that was ever served, and one of `adapter_steps` for each thing that was done
+/// to it. A name without a version is not served.
+const CATALOG: &str = "
+CREATE TABLE adapter_names (
+    name TEXT PRIMARY KEY,
+    version BLOB,
+    since_ms INTEGER NOT NULL,
+    managed_by TEXT NOT NULL,
+    hold INTEGER NOT NULL,
+    pinned INTEGER NOT NULL,
+    source TEXT
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE adapter_steps (
+    seq INTEGER PRIMARY KEY,
+    name TEXT NOT NULL REFERENCES adapter_names,
+    at_ms INTEGER NOT NULL,
+    operation TEXT NOT NULL,
+    version BLOB,
+    managed_by TEXT NOT NULL,
+    who TEXT NOT NULL,
+    why TEXT,
+    source TEXT
+) STRICT;
+CREATE INDEX adapter_steps_by_name ON adapter_steps (name, seq);
 ";
 
 /// Refuses a database that is not ours or that a newer build has written. Changes nothing.

@@ -3,6 +3,7 @@
 //! A store is told whole transactions and answers only when they are durable. Callers bring their own threads: every
 //! operation blocks.
 
+mod catalog;
 mod migrations;
 mod record;
 mod scores;
@@ -10,11 +11,12 @@ mod sqlite;
 
 use std::path::PathBuf;
 
+pub use catalog::{Changed, ManagedBy, NameChange, NameRow, OldHistory, Operation, Step};
 pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Timing};
 use serde_json::{Map, Value};
 pub use sqlite::SqliteStore;
 
-/// A database that keeps the record. All operations block; writes come from one thread, reads from any.
+/// A database that keeps the record and the catalog of adapters. All operations block; writes come from one thread, reads from any.
 pub trait Store: Send + Sync {
     /// Applies all writes in order, in one transaction, and returns once it is durable. On an error nothing was applied.
     fn commit(&self, writes: &[Write]) -> Result<Committed, StoreError>;
@@ -30,6 +32,17 @@ pub trait Store: Send + Sync {
 
     /// Up to `limit` choices that became durable after `after`, in the order in which they did.
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError>;
+
+    /// Every adapter name with its history, oldest step first.
+    fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError>;
+
+    /// Moves a name and writes the step, in one transaction, if the name has the version that the caller saw. Durable
+    /// when this returns.
+    fn change_name(&self, change: &NameChange) -> Result<Changed, StoreError>;
+
+    /// Takes over histories that earlier builds kept as files. Names that are known already are left as they are, so that
+    /// this may be done again after a crash.
+    fn import_names(&self, histories: &[OldHistory]) -> Result<(), StoreError>;
 }
 
 /// One change of the record.

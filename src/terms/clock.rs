@@ -35,7 +35,13 @@ impl Moment {
         Self::from_unix(seconds as i64)
     }
 
-    fn from_unix(seconds: i64) -> Self {
+    /// Milliseconds since the Unix epoch, now.
+    pub fn unix_ms() -> i64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_millis() as i64)
+    }
+
+    /// Seconds since the Unix epoch, as a moment.
+    pub fn from_unix(seconds: i64) -> Self {
         Self { days: seconds.div_euclid(86_400), second_of_day: seconds.rem_euclid(86_400) }
     }
 

@@ -4,4 +4,5 @@ mod bad;
 mod draft;
 mod healthy;
 mod mutations;
+mod publishing;
 mod store;

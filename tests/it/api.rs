@@ -1,6 +1,8 @@
 //! The API over real sockets, with the tiny real model behind it.
 
 mod access;
+mod adapters;
+mod admin;
 mod answers;
 mod bad;
 mod endings;

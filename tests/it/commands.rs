@@ -1,5 +1,6 @@
 //! The binary as a person starts it.
 
+mod adapters;
 mod measured;
 
 use std::{

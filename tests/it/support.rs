@@ -10,8 +10,8 @@ use tunegate::{
     adapters::Refusal,
     app::{self, Built},
     config::{
-        AdapterConfig, Config, CpuConfig, Device, Dtype, EngineConfig, LimitsConfig, ModelConfig, RecordConfig,
-        ServerConfig,
+        AdapterConfig, AdminConfig, Config, CpuConfig, Device, Dtype, EngineConfig, LimitsConfig, ModelConfig,
+        RecordConfig, ServerConfig,
     },
     gateway::{Ask, Caller, Gateway, Prompt, Reply, ReplyError, ReplyEvent},
     journal::CompletionKind,
@@ -58,6 +58,7 @@ pub fn config(data_dir: PathBuf) -> Config {
             served_names: vec![BASE.to_owned()],
             api_keys: Vec::new(),
             keys_file: None,
+            admin: AdminConfig::default(),
             shutdown_timeout: Duration::from_secs(10),
         },
         model: ModelConfig {

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Findings, Found};
 use crate::{
-    adapters::{Refusal, RefusalCode, SourceFolder, faults::shown, folder::CONFIG_FILE},
+    adapters::{ManagedBy, Refusal, RefusalCode, SourceFolder, faults::shown, folder::CONFIG_FILE},
     terms::{AdapterName, NameError},
 };
 
@@ -23,7 +23,12 @@ pub fn find(folder: &SourceFolder) -> io::Result<Findings> {
     let mut findings = Findings::default();
     match folder {
         SourceFolder::Named { name, path } => {
-            findings.found.push(Found { name: name.clone(), root: path.clone(), path: path.clone() });
+            findings.found.push(Found {
+                name: name.clone(),
+                root: path.clone(),
+                path: path.clone(),
+                managed_by: ManagedBy::Flag,
+            });
         }
         SourceFolder::Root(root) => {
             let mut folders = Vec::new();
@@ -34,7 +39,9 @@ pub fn find(folder: &SourceFolder) -> io::Result<Findings> {
                 let relative = path.strip_prefix(root).unwrap_or(&path);
                 let form = || NameError::Form { name: shown(&relative.to_string_lossy()) };
                 match relative.to_str().ok_or_else(form).and_then(AdapterName::parse) {
-                    Ok(name) => findings.found.push(Found { name, root: root.clone(), path }),
+                    Ok(name) => {
+                        findings.found.push(Found { name, root: root.clone(), path, managed_by: ManagedBy::Folder });
+                    }
                     Err(error) => {
                         let name = shown(&relative.to_string_lossy());
                         let refusal =

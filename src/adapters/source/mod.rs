@@ -1,10 +1,13 @@
 //! Where adapters come from. A source finds folders and names them; it reads no weights.
 
 pub mod directory;
+mod roots;
 
 use std::path::{Path, PathBuf};
 
-use super::{AdapterError, Refusal, RefusalCode, SourceFolder, faults::shown};
+pub use roots::{Roots, RootsError};
+
+use super::{AdapterError, ManagedBy, Refusal, RefusalCode, SourceFolder, faults::shown};
 use crate::{config::AdapterConfig, terms::AdapterName};
 
 /// A folder that should be an adapter.
@@ -14,6 +17,8 @@ pub struct Found {
     /// Links in the folder may not lead out of here.
     pub root: PathBuf,
     pub path: PathBuf,
+    /// Whether a flag named it, or its folder did.
+    pub managed_by: ManagedBy,
 }
 
 /// What sources give: folders with their names, and those whose names cannot be used.

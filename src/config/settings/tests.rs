@@ -127,6 +127,53 @@ fn words_are_checked_in_a_file_as_on_the_command_line() {
 }
 
 #[test]
+fn load_requests_may_name_what_is_below_the_adapter_folders_unless_roots_are_given() {
+    let (dir, root) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let words = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
+    let (dir, root) = (words(dir.path()), words(root.path()));
+    let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
+    let adapters = settled(&["--adapter-dir", &dir]).expect("settled").adapters;
+    assert_eq!((adapters.roots, adapters.keep_steps, adapters.max_vault_bytes), (vec![dir.clone().into()], 5, None));
+    let line =
+        ["--adapter-dir", &dir, "--adapter-root", &root, "--adapter-keep-steps", "2", "--adapter-vault-bytes", "1GiB"];
+    let adapters = settled(&line).expect("settled").adapters;
+    assert_eq!((adapters.roots, adapters.keep_steps), (vec![root.clone().into()], 2));
+    assert_eq!(adapters.max_vault_bytes, Some(1 << 30));
+    let both = format!("{dir}, {root}");
+    let variables = [("TUNEGATE_ADAPTER_ROOT", both.as_str())];
+    let settings = Settings::gather(None, environment(&variables), Layer::default());
+    let adapters = settings.settle("m".into()).expect("settled").adapters;
+    assert_eq!(adapters.roots.len(), 2);
+    for (line, place) in [
+        (vec!["--adapter-root", "/nowhere"], "--adapter-root"),
+        (vec!["--adapter-keep-steps", "0"], "--adapter-keep-steps"),
+        (vec!["--enable-lora=false", "--adapter-root", root.as_str()], "--enable-lora"),
+    ] {
+        assert_eq!(settled(&line).expect_err("a fault")[0].place, place);
+    }
+}
+
+#[test]
+fn who_may_administer_is_settled_and_contradictions_are_named() {
+    let gathered = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line));
+    let admin = |line: &[&str]| gathered(line).settle("m".into()).map(|config| config.server.admin);
+    let none = admin(&[]).expect("settled");
+    assert_eq!((none.key, none.port, none.unauthenticated), (None, None, false));
+    let some = admin(&["--admin-key", "root", "--admin-port", "9000"]).expect("settled");
+    assert_eq!((some.key.as_deref(), some.port), (Some("root"), Some(9000)));
+    assert!(admin(&["--admin-unauthenticated"]).expect("settled").unauthenticated);
+    for (line, place) in [
+        (vec!["--admin-key", " "], "--admin-key"),
+        (vec!["--admin-unauthenticated", "--admin-key", "root"], "--admin-unauthenticated"),
+        (vec!["--port", "9000", "--admin-port", "9000"], "--admin-port"),
+    ] {
+        assert_eq!(admin(&line).expect_err("a fault")[0].place, place);
+    }
+    let shown = gathered(&["--admin-key", "secret"]).shown();
+    assert!(shown.iter().all(|(_, value, _)| !value.contains("secret")), "{shown:?}");
+}
+
+#[test]
 fn adapters_are_named_in_three_spellings() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().display();

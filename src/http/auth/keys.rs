@@ -113,39 +113,60 @@ struct KeyEntry {
 pub struct Keys {
     keys: Vec<Key>,
     loopback_only: bool,
+    /// Of `--admin-key`: opens the routes that change what is served, and those alone need it.
+    admin: Option<Key>,
+    admin_port: bool,
+    admin_unauthenticated: bool,
 }
 
 impl Keys {
-    /// Reads the keys of `--api-key` (named `key-1`, `key-2`, … with the role admin) and of the keys file.
+    /// Reads the keys of `--api-key` (named `key-1`, `key-2`, …), of the keys file, and of `--admin-key` (named `admin`).
+    /// Those of `--api-key` have the role admin where there is no key for admins.
     ///
     /// # Errors
     /// The first key that cannot be used.
     pub fn load(server: &ServerConfig) -> Result<Self, KeysError> {
-        Self::read(&server.api_keys, server.keys_file.as_deref(), server.listen.ip().is_loopback())
+        let loopback_only = server.listen.ip().is_loopback();
+        let (file, admin) = (server.keys_file.as_deref(), &server.admin);
+        let keys = Self::read(&server.api_keys, file, admin.key.as_deref(), loopback_only)?;
+        Ok(Self { admin_port: admin.port.is_some(), admin_unauthenticated: admin.unauthenticated, ..keys })
     }
 
     /// As [`Keys::load`], from settings that are not settled yet.
     ///
     /// # Errors
     /// The first key that cannot be used.
-    pub fn read(api_keys: &[String], file: Option<&Path>, loopback_only: bool) -> Result<Self, KeysError> {
+    pub fn read(
+        api_keys: &[String],
+        file: Option<&Path>,
+        admin_key: Option<&str>,
+        loopback_only: bool,
+    ) -> Result<Self, KeysError> {
+        let entry = |name: String, secret: &str, role| KeyEntry {
+            name,
+            hash: Digest::of(secret.as_bytes()).to_string(),
+            role,
+            models: None,
+            record: None,
+        };
+        let role = if admin_key.is_some() { Role::App } else { Role::Admin };
         let mut keys = Vec::new();
         for (index, secret) in api_keys.iter().enumerate() {
             if secret.trim().is_empty() {
                 return Err(KeysError::Empty);
             }
-            keys.push(KeyEntry {
-                name: format!("key-{}", index + 1),
-                hash: Digest::of(secret.as_bytes()).to_string(),
-                role: Role::Admin,
-                models: None,
-                record: None,
-            });
+            keys.push(entry(format!("key-{}", index + 1), secret, role));
         }
         if let Some(path) = file {
             keys.extend(read(path)?);
         }
-        Self::from_entries(keys, loopback_only)
+        let with_admin = admin_key.is_some();
+        keys.extend(admin_key.map(|secret| entry("admin".to_owned(), secret, Role::Admin)));
+        let mut all = Self::from_entries(keys, loopback_only)?;
+        if with_admin {
+            all.admin = all.keys.pop();
+        }
+        Ok(all)
     }
 
     fn from_entries(entries: Vec<KeyEntry>, loopback_only: bool) -> Result<Self, KeysError> {
@@ -174,7 +195,7 @@ impl Keys {
                 hash,
             });
         }
-        Ok(Self { keys, loopback_only })
+        Ok(Self { keys, loopback_only, admin: None, admin_port: false, admin_unauthenticated: false })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -186,10 +207,25 @@ impl Keys {
         self.loopback_only
     }
 
+    /// Whether `--admin-key` is given.
+    pub fn has_admin_key(&self) -> bool {
+        self.admin.is_some()
+    }
+
+    /// Whether routes that change what is served have a port of their own.
+    pub fn has_admin_port(&self) -> bool {
+        self.admin_port
+    }
+
+    /// Whether everybody who can connect may change what is served.
+    pub fn admin_unauthenticated(&self) -> bool {
+        self.admin_unauthenticated
+    }
+
     /// The key with this secret. Every key is compared, each in constant time.
     pub fn find(&self, secret: &[u8]) -> Option<&Key> {
         let hash = Digest::of(secret);
-        self.keys.iter().fold(None, |found, key| {
+        self.keys.iter().chain(&self.admin).fold(None, |found, key| {
             let same = bool::from(key.hash.as_bytes().ct_eq(hash.as_bytes()));
             if same { Some(key) } else { found }
         })
@@ -240,6 +276,20 @@ mod tests {
     }
 
     #[test]
+    fn a_key_for_admins_leaves_the_others_to_apps() {
+        let read = |admin| Keys::read(&["one".to_owned()], None, admin, true);
+        let role = |keys: &Keys, secret: &[u8]| keys.find(secret).map(|key| (key.name.clone(), key.role));
+        let alone = read(None).unwrap();
+        assert_eq!(role(&alone, b"one"), Some(("key-1".to_owned(), Role::Admin)));
+        let both = read(Some("root")).unwrap();
+        assert_eq!(role(&both, b"one"), Some(("key-1".to_owned(), Role::App)));
+        assert_eq!(role(&both, b"root"), Some(("admin".to_owned(), Role::Admin)));
+        assert!(matches!(read(Some("one")), Err(KeysError::SecretTwice(..))));
+        let only = Keys::read(&[], None, Some("root"), true).unwrap();
+        assert!(only.is_empty() && only.has_admin_key(), "asking needs no key");
+    }
+
+    #[test]
     fn keys_have_salts_and_tenants_of_their_own() {
         let keys = Keys::from_entries(vec![entry("shop", "one"), entry("bot", "two")], true).unwrap();
         let callers = [keys.find(b"one").unwrap().caller(), keys.find(b"two").unwrap().caller()];
@@ -261,6 +311,7 @@ mod tests {
                 served_names: Vec::new(),
                 api_keys: vec!["plain".into()],
                 keys_file: Some(path.clone()),
+                admin: Default::default(),
                 shutdown_timeout: std::time::Duration::ZERO,
             })
         };

@@ -76,6 +76,38 @@ pub fn operation(route: Route) -> Value {
             "Run a recorded request again on its recorded versions, sampling and seed, and compare. For admins.",
             gives("Replay"),
         ),
+        Route::LoadAdapter => changes(
+            [
+                "loadAdapter",
+                "Give a name an adapter, or another version in its place. A bare sentence, as vLLM's, unless JSON is accepted.",
+            ],
+            "LoadRequest",
+            spoken("Adapter"),
+        ),
+        Route::UnloadAdapter => changes(
+            ["unloadAdapter", "Take a name away; requests under way end on its version."],
+            "UnloadRequest",
+            spoken("Unloaded"),
+        ),
+        Route::ListAdapters => {
+            plain("listAdapters", "Every adapter, where it is and who manages it.", gives("AdapterList"))
+        }
+        Route::CheckAdapter => changes(
+            ["checkAdapter", "What an adapter would change in the base, or every reason for refusal; loads nothing."],
+            "CheckRequest",
+            gives("CheckAnswer"),
+        ),
+        Route::GetAdapter => one_stored(
+            "getAdapter",
+            "One adapter with its versions and its history; its name may hold slashes.",
+            gives("Adapter"),
+        ),
+        Route::RollbackAdapter => {
+            let mut operation =
+                one_stored("rollbackAdapter", "One step back, or to a version that the name had.", gives("Adapter"));
+            operation["requestBody"] = takes("RollbackRequest");
+            operation
+        }
         Route::Health => plain("health", "Whether the engine is alive.", gives("Status")),
         Route::Ready => plain("ready", "Whether new requests are welcome.", gives("Status")),
         Route::Metrics => plain(
@@ -129,9 +161,23 @@ fn asks([id, summary]: [&str; 2], schema: &str, content: Value) -> Value {
     operation
 }
 
+/// A change of what is served.
+fn changes([id, summary]: [&str; 2], schema: &str, content: Value) -> Value {
+    let mut operation = plain(id, summary, content);
+    operation["requestBody"] = takes(schema);
+    operation
+}
+
+/// vLLM's sentence, or JSON.
+fn spoken(schema: &str) -> Value {
+    let mut content = gives(schema);
+    content["text/plain"] = json!({"schema": {"type": "string"}});
+    content
+}
+
 fn one_stored(operation_id: &str, summary: &str, content: Value) -> Value {
     let mut operation = plain(operation_id, summary, content);
-    operation["parameters"] = json!([id("The completion's id.")]);
+    operation["parameters"] = json!([id("The completion's id, or the adapter's name.")]);
     operation
 }
 

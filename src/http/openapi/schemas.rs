@@ -32,28 +32,29 @@ pub fn all() -> Value {
     add("DetokenizeRequest", object(json!({"model": text(), "tokens": token_ids()}), &["tokens"]));
     add("DetokenizeAnswer", object(json!({"prompt": text()}), &["prompt"]));
     add("Replay", replay());
+    super::adapters::add(&mut add);
     add("Status", object(json!({"status": {"enum": ["ok", "ready"]}}), &["status"]));
     add("Version", object(json!({"version": text()}), &["version"]));
     Value::Object(all)
 }
 
-fn reference(schema: &str) -> Value {
+pub(super) fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
 }
 
-fn object(properties: Value, required: &[&str]) -> Value {
+pub(super) fn object(properties: Value, required: &[&str]) -> Value {
     json!({"type": "object", "properties": properties, "required": required})
 }
 
-fn text() -> Value {
+pub(super) fn text() -> Value {
     json!({"type": "string"})
 }
 
-fn maybe_text() -> Value {
+pub(super) fn maybe_text() -> Value {
     json!({"type": ["string", "null"]})
 }
 
-fn count() -> Value {
+pub(super) fn count() -> Value {
     json!({"type": "integer", "minimum": 0})
 }
 

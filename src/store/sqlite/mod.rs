@@ -1,5 +1,6 @@
 //! The store in one SQLite file.
 
+mod catalog;
 mod read;
 mod write;
 
@@ -13,7 +14,8 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Committed, Completion, Cursor, Followed, ListQuery, Page, Store, StoreError, Write,
+    Changed, Committed, Completion, Cursor, Followed, ListQuery, NameChange, NameRow, OldHistory, Page, Step, Store,
+    StoreError, Write,
     migrations::{migrate, recognise},
 };
 
@@ -101,6 +103,18 @@ impl Store for SqliteStore {
 
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError> {
         self.read(|connection| read::follow(connection, after, limit))
+    }
+
+    fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError> {
+        self.read(catalog::names)
+    }
+
+    fn change_name(&self, change: &NameChange) -> Result<Changed, StoreError> {
+        self.write(|connection| catalog::change(connection, change))
+    }
+
+    fn import_names(&self, histories: &[OldHistory]) -> Result<(), StoreError> {
+        self.write(|connection| catalog::import(connection, histories))
     }
 }
 
@@ -219,7 +233,7 @@ mod tests {
         drop(newer);
         let before = fs::read(&path).unwrap();
         let refused = SqliteStore::open(&path).err();
-        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 1, .. })), "{refused:?}");
+        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 2, .. })), "{refused:?}");
         assert_eq!(fs::read(&path).unwrap(), before);
     }
 

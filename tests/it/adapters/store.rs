@@ -10,7 +10,9 @@ use serde_json::json;
 use tunegate::{
     adapters::{AdapterError, AdapterStore, Opened, Residency},
     config::AdapterConfig,
+    gateway::publish::{PublishError, Publisher, VaultLimits},
     metrics::Metrics,
+    store::SqliteStore,
     terms::AdapterVersion,
 };
 
@@ -20,22 +22,37 @@ use super::draft::{Draft, LLAMA};
 pub struct Setup {
     pub config: AdapterConfig,
     pub metrics: Arc<Metrics>,
-    vault: PathBuf,
+    pub data: PathBuf,
 }
 
 impl Setup {
     pub fn new(place: &Path) -> Self {
         let config = AdapterConfig { dirs: vec![place.join("adapters")], ..Default::default() };
-        Self { config, metrics: Arc::new(Metrics::default()), vault: place.join("data/vault") }
+        Self { config, metrics: Arc::new(Metrics::default()), data: place.join("data") }
     }
 
+    /// The catalog as the last server left it, and then what the folders name.
     pub fn open(&self) -> Result<Opened, AdapterError> {
-        let (packer, weights) = (Arc::clone(&LLAMA.packer), Arc::clone(&LLAMA.weights));
-        let metrics = Arc::clone(&self.metrics);
-        AdapterStore::open(&self.config, &self.vault, packer, LLAMA.identity.clone(), weights, metrics)
+        let mut opened = self.open_catalog()?;
+        let publisher = Publisher::new(Arc::clone(&opened.store), VaultLimits::from(&self.config));
+        match publisher.publish_configured(&self.config) {
+            Ok(refused) => opened.refused.extend(refused),
+            Err(PublishError::Adapter(error)) => return Err(error),
+            Err(error) => panic!("{error}"),
+        }
+        Ok(opened)
     }
 
-    fn serve(&self) -> Arc<AdapterStore> {
+    /// The catalog alone.
+    pub fn open_catalog(&self) -> Result<Opened, AdapterError> {
+        let (packer, weights) = (Arc::clone(&LLAMA.packer), Arc::clone(&LLAMA.weights));
+        fs::create_dir_all(&self.data).unwrap();
+        let store = Arc::new(SqliteStore::open(&self.data.join("tunegate.db")).unwrap());
+        let (vault, metrics) = (self.data.join("vault"), Arc::clone(&self.metrics));
+        AdapterStore::open(&self.config, &vault, store, packer, LLAMA.identity.clone(), weights, metrics)
+    }
+
+    pub fn serve(&self) -> Arc<AdapterStore> {
         let opened = self.open().unwrap();
         assert!(opened.refused.is_empty(), "{:?}", opened.refused);
         opened.store
@@ -43,14 +60,14 @@ impl Setup {
 }
 
 /// A healthy adapter whose version depends on `alpha`.
-fn put(place: &Path, name: &str, alpha: f64) {
+pub fn put(place: &Path, name: &str, alpha: f64) {
     let mut draft = Draft::plain();
     draft.set("lora_alpha", json!(alpha));
     draft.write(&place.join("adapters").join(name));
 }
 
 /// Bytes of one such adapter in memory: rank 8, q and v of two layers.
-const BYTES: u64 = 4 * 2 * (8 * 64 + 64 * 8 + 8 * 64 + 32 * 8);
+pub const BYTES: u64 = 4 * 2 * (8 * 64 + 64 * 8 + 8 * 64 + 32 * 8);
 
 #[tokio::test]
 async fn folders_are_served_by_name_and_loaded_when_they_are_leased() {
@@ -128,7 +145,7 @@ async fn an_old_version_is_found_and_served_after_the_folder_changed_and_the_ser
     put(place.path(), "other", 9.0);
 
     let store = setup.serve();
-    assert!(matches!(store.find("triage"), Err(AdapterError::Unknown { .. })), "its folder is gone");
+    assert_eq!(store.find("triage").unwrap().1, versions[3], "its folder is gone, its copy is not");
     for version in [versions[0], versions[1], versions[3]] {
         let (name, found) = store.find_version("triage", &version.short()).unwrap();
         assert_eq!(found, version);
@@ -144,7 +161,7 @@ async fn an_old_version_is_found_and_served_after_the_folder_changed_and_the_ser
 }
 
 #[tokio::test]
-async fn an_adapter_that_went_bad_keeps_its_earlier_versions() {
+async fn a_folder_that_went_bad_leaves_its_name_what_it_had() {
     let place = tempfile::tempdir().unwrap();
     let setup = Setup::new(place.path());
     put(place.path(), "triage", 1.0);
@@ -152,10 +169,42 @@ async fn an_adapter_that_went_bad_keeps_its_earlier_versions() {
     let mut bad = Draft::plain();
     bad.set("use_dora", json!(true));
     bad.write(&place.path().join("adapters/triage"));
-    let store = setup.open().unwrap().store;
-    assert!(matches!(store.find("triage"), Err(AdapterError::Refused { .. })));
+    let opened = setup.open().unwrap();
+    assert!(opened.refused[0].1[0].to_string().contains("use_dora"), "{:?}", opened.refused);
+    let store = opened.store;
+    assert_eq!(store.find("triage").unwrap().1, version);
     let (name, found) = store.find_version("triage", &version.short()).unwrap();
     assert!(store.lease(&name, found).await.is_ok());
+}
+
+#[tokio::test]
+async fn histories_of_an_earlier_build_are_taken_over_once_and_its_old_versions_serve() {
+    let place = tempfile::tempdir().unwrap();
+    let setup = Setup::new(place.path());
+    put(place.path(), "triage", 1.0);
+    let one = setup.serve().find("triage").unwrap().1;
+    put(place.path(), "triage", 2.0);
+    let two = setup.serve().find("triage").unwrap().1;
+    // As the build before left it: bytes and histories in the vault, nothing in the database.
+    for file in ["tunegate.db", "tunegate.db-wal", "tunegate.db-shm"] {
+        let _ = fs::remove_file(setup.data.join(file));
+    }
+    let names = setup.data.join("vault/names");
+    fs::create_dir(&names).unwrap();
+    fs::write(names.join("0"), format!("triage\n5 {one}\n9 {two}\n")).unwrap();
+    fs::write(names.join("1"), format!("gone\n5 {one}\n")).unwrap();
+
+    let store = setup.serve();
+    assert!(!names.exists());
+    assert_eq!(store.find("triage").unwrap().1, two);
+    assert!(matches!(store.find("gone"), Err(AdapterError::Unknown { .. })), "no folder names it any more");
+    for (name, version) in [("triage", one), ("gone", one)] {
+        let (name, found) = store.find_version(name, &version.short()).unwrap();
+        assert_eq!(store.lease(&name, found).await.unwrap().version, version);
+    }
+    let steps = store.named("triage").unwrap().steps;
+    let steps: Vec<_> = steps.iter().map(|step| (step.operation.as_str(), step.version)).collect();
+    assert_eq!(steps, [("import", Some(one)), ("import", Some(two)), ("load", Some(two))]);
 }
 
 #[tokio::test]

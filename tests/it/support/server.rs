@@ -34,6 +34,8 @@ pub const COMPLETIONS: &str = "/v1/completions";
 pub struct TestServer {
     pub address: SocketAddr,
     pub socket: PathBuf,
+    /// The port for admins, where the settings want one.
+    pub admin: Option<SocketAddr>,
     /// Where the record is.
     pub data: PathBuf,
     pub gateway: Gateway,
@@ -69,13 +71,20 @@ impl TestServer {
         let settings =
             ServeSettings { limits: Arc::new(config.limits.clone()), metrics, grace: Duration::from_secs(5) };
         let (stop, stopped) = oneshot::channel::<()>();
-        let listeners = vec![Listener::Tcp(tcp), Listener::Unix(unix)];
+        let mut listeners = vec![Listener::Tcp(tcp), Listener::Unix(unix)];
+        let mut admin = None;
+        if config.server.admin.port.is_some() {
+            let tcp = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+            admin = Some(tcp.local_addr().unwrap());
+            listeners.push(Listener::Admin(tcp));
+        }
         let serving = tokio::spawn(serve(listeners, router, settings, async {
             let _ = stopped.await;
         }));
         Self {
             address,
             socket,
+            admin,
             data: config.record.data_dir,
             gateway,
             built: Some(built),
@@ -107,6 +116,11 @@ impl TestServer {
     /// Over the operator's socket.
     pub async fn send_unix(&self, request: Request) -> Answer {
         request.send(UnixStream::connect(&self.socket).await.unwrap()).await
+    }
+
+    /// Over the port for admins.
+    pub async fn send_admin(&self, request: Request) -> Answer {
+        request.send(TcpStream::connect(self.admin.unwrap()).await.unwrap()).await
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -1,0 +1,88 @@
+//! What flags and folders name, published before the first request.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{Candidate, Expected, Load, Origin, PublishError, Publisher};
+use crate::{
+    adapters::{AdapterError, Refusal, source},
+    config::AdapterConfig,
+};
+
+impl Publisher {
+    /// Publishes every adapter that flags and folders name, and brings pinned ones into memory. A name that somebody else
+    /// moved meanwhile keeps what it has; one that nobody moved follows its folder. A bad adapter never stops the others:
+    /// gives every one that is not served from its folder, with the reasons. Blocks.
+    ///
+    /// # Errors
+    /// If a configured folder of adapters is not there, or the catalog cannot be written.
+    pub fn publish_configured(&self, config: &AdapterConfig) -> Result<Vec<(String, Vec<Refusal>)>, PublishError> {
+        let failed = |reason: String| PublishError::Failed { reason };
+        // A thread of its own, since a caller's may already drive tasks.
+        std::thread::scope(|scope| {
+            let work = || {
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().build().map_err(|error| failed(error.to_string()))?;
+                runtime.block_on(self.publish_all(config))
+            };
+            scope.spawn(work).join().unwrap_or_else(|_| Err(failed("publishing broke off".to_owned())))
+        })
+    }
+
+    async fn publish_all(&self, config: &AdapterConfig) -> Result<Vec<(String, Vec<Refusal>)>, PublishError> {
+        let findings = source::configured(config)?;
+        let mut refused: Vec<(String, Vec<Refusal>)> = Vec::new();
+        for (name, refusal) in findings.refused {
+            refused.push((name, vec![refusal]));
+        }
+        let mut taken = HashSet::new();
+        for found in findings.found {
+            let name = found.name.to_string();
+            if !taken.insert(name.clone()) {
+                refused.push((name.clone(), vec![Refusal::of_name(&name, "is taken by another folder")]));
+                continue;
+            }
+            let load = Load {
+                name: found.name,
+                candidate: Candidate::Folder { root: found.root, path: found.path.clone() },
+                replace: true,
+                expected: Expected::Anything,
+                pinned: None,
+                warm: false,
+                origin: Origin {
+                    managed_by: found.managed_by,
+                    who: found.managed_by.as_str().to_owned(),
+                    why: None,
+                    source: Some(found.path.display().to_string()),
+                },
+            };
+            match self.load(load).await {
+                Ok(_) => {}
+                Err(PublishError::Managed { by, .. }) => {
+                    tracing::info!(adapter = name, managed_by = by.as_str(), "a folder of this name is passed over");
+                }
+                Err(PublishError::Adapter(AdapterError::Refused { refusals, .. })) => {
+                    refused.push((name, refusals.to_vec()));
+                }
+                Err(PublishError::BaseName { .. }) => {
+                    refused.push((name.clone(), vec![Refusal::of_name(&name, "is the base's name")]));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let adapters = Arc::clone(self.adapters());
+        for (name, refusals) in &refused {
+            // A name that goes on with what it had says nothing of the folder to those who ask it.
+            if matches!(adapters.find(name), Err(AdapterError::Unknown { .. })) {
+                adapters.refuse(name, refusals.clone());
+            }
+        }
+        for named in adapters.names() {
+            if let (true, Some(version), Some(_)) = (named.row.pinned, named.row.version, &named.serving)
+                && let Err(error) = adapters.pin(&named.row.name, version).await
+            {
+                tracing::warn!(adapter = %named.row.name, %error, "a pinned adapter could not be brought into memory");
+            }
+        }
+        Ok(refused)
+    }
+}

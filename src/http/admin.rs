@@ -1,0 +1,5 @@
+//! Routes for those who may change what is served.
+
+pub mod adapters;
+mod view;
+mod vllm;

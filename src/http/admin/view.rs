@@ -1,0 +1,197 @@
+//! What is shown of an adapter.
+
+use serde::Serialize;
+
+use crate::adapters::{AdapterStore, LoadTimes, ManagedBy, Named, Operation, Refusal, Residency, Step, VersionUse};
+use crate::terms::AdapterVersion;
+
+/// A name, what it points at, and where that is.
+#[derive(Debug, Serialize)]
+pub struct AdapterBody {
+    id: String,
+    object: &'static str,
+    /// `serving`, `refused`, or `unloaded`.
+    status: &'static str,
+    version: Option<AdapterVersion>,
+    managed_by: Option<ManagedBy>,
+    hold: bool,
+    pinned: bool,
+    source: Option<String>,
+    /// Unix seconds when it got this version.
+    since: Option<i64>,
+    tier: Option<&'static str>,
+    /// Bytes of its packed weights, in memory or when they will be.
+    bytes: Option<u64>,
+    file_bytes: Option<u64>,
+    rank: Option<usize>,
+    targets: Vec<String>,
+    trained_on: Option<String>,
+    description: Option<String>,
+    notes: Vec<String>,
+    leases: usize,
+    /// Unix seconds.
+    last_used: Option<i64>,
+    load: Option<LoadBody>,
+    /// Why it is not served.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refused: Vec<Refusal>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    versions: Option<Vec<VersionBody>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history: Option<Vec<StepBody>>,
+}
+
+/// One version that a name has or had.
+#[derive(Debug, Serialize)]
+struct VersionBody {
+    version: AdapterVersion,
+    current: bool,
+    /// `gone` where its files are not kept any more.
+    tier: &'static str,
+    /// In memory; 0 elsewhere.
+    bytes: u64,
+    kept_bytes: u64,
+    leases: usize,
+    pinned: bool,
+    last_used: Option<i64>,
+    load: Option<LoadBody>,
+}
+
+/// How long the stages of the last load took, in milliseconds.
+#[derive(Debug, Serialize)]
+struct LoadBody {
+    read_ms: f64,
+    check_ms: f64,
+    pack_ms: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct StepBody {
+    /// Unix seconds.
+    at: i64,
+    operation: Operation,
+    version: Option<AdapterVersion>,
+    managed_by: ManagedBy,
+    who: String,
+    why: Option<String>,
+    source: Option<String>,
+}
+
+impl AdapterBody {
+    /// A name of the catalog; `whole` with every version and step, the latest first.
+    pub fn of(named: &Named, adapters: &AdapterStore, refusals: Option<&[Refusal]>, whole: bool) -> Self {
+        let row = &named.row;
+        let usage = row.version.map(|version| adapters.usage(version));
+        let serving = named.serving.as_ref();
+        let card = serving.map(|serving| &serving.card);
+        Self {
+            id: row.name.to_string(),
+            object: "adapter",
+            status: match (row.version, serving) {
+                (None, _) => "unloaded",
+                (Some(_), None) => "refused",
+                (Some(_), Some(_)) => "serving",
+            },
+            version: row.version,
+            managed_by: Some(row.managed_by),
+            hold: row.hold,
+            pinned: row.pinned,
+            source: row.source.clone(),
+            since: Some(seconds(row.since_ms)),
+            tier: usage.map(|usage| tier(usage.residency)),
+            bytes: serving.map(|serving| serving.packed_bytes),
+            file_bytes: card.map(|card| card.file_bytes),
+            rank: card.map(|card| card.rank),
+            targets: card.map(|card| card.targets.clone()).unwrap_or_default(),
+            trained_on: card.and_then(|card| card.trained_on.clone()),
+            description: card.and_then(|card| card.description.clone()),
+            notes: card.map(|card| card.notes.clone()).unwrap_or_default(),
+            leases: usage.map_or(0, |usage| usage.leases),
+            last_used: usage.and_then(|usage| usage.last_used_ms).map(seconds),
+            load: usage.and_then(|usage| usage.load).map(LoadBody::of),
+            refused: refusals.map(<[Refusal]>::to_vec).unwrap_or_default(),
+            versions: whole.then(|| versions(named, adapters)),
+            history: whole.then(|| named.steps.iter().rev().map(StepBody::of).collect()),
+        }
+    }
+
+    /// A name that was to be served and never was.
+    pub fn refused(name: &str, refusals: &[Refusal]) -> Self {
+        Self {
+            id: name.to_owned(),
+            object: "adapter",
+            status: "refused",
+            version: None,
+            managed_by: None,
+            hold: false,
+            pinned: false,
+            source: None,
+            since: None,
+            tier: None,
+            bytes: None,
+            file_bytes: None,
+            rank: None,
+            targets: Vec::new(),
+            trained_on: None,
+            description: None,
+            notes: Vec::new(),
+            leases: 0,
+            last_used: None,
+            load: None,
+            refused: refusals.to_vec(),
+            versions: None,
+            history: None,
+        }
+    }
+}
+
+fn versions(named: &Named, adapters: &AdapterStore) -> Vec<VersionBody> {
+    let body = |kept: crate::adapters::KeptVersion| {
+        let VersionUse { residency, bytes, leases, pinned, last_used_ms, load } = kept.usage;
+        VersionBody {
+            version: kept.version,
+            current: named.row.version == Some(kept.version),
+            tier: if residency == Residency::Cold && kept.kept_bytes == 0 { "gone" } else { tier(residency) },
+            bytes,
+            kept_bytes: kept.kept_bytes,
+            leases,
+            pinned,
+            last_used: last_used_ms.map(seconds),
+            load: load.map(LoadBody::of),
+        }
+    };
+    adapters.versions(named).into_iter().map(body).collect()
+}
+
+impl LoadBody {
+    fn of(times: LoadTimes) -> Self {
+        let ms = |us: u64| us as f64 / 1e3;
+        Self { read_ms: ms(times.read_us), check_ms: ms(times.check_us), pack_ms: ms(times.pack_us) }
+    }
+}
+
+impl StepBody {
+    fn of(step: &Step) -> Self {
+        Self {
+            at: seconds(step.at_ms),
+            operation: step.operation,
+            version: step.version,
+            managed_by: step.managed_by,
+            who: step.who.clone(),
+            why: step.why.clone(),
+            source: step.source.clone(),
+        }
+    }
+}
+
+const fn tier(residency: Residency) -> &'static str {
+    match residency {
+        Residency::Resident => "memory",
+        Residency::Loading => "loading",
+        Residency::Cold => "disk",
+    }
+}
+
+fn seconds(ms: i64) -> i64 {
+    ms.div_euclid(1000)
+}

@@ -1,0 +1,94 @@
+//! What requests and answers about adapters look like.
+
+use serde_json::{Value, json};
+
+use super::schemas::{count, maybe_text, object, reference, text};
+
+/// Every schema by its name.
+pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
+    let expected = json!({
+        "type": "string",
+        "description": "6 or more digits of the version that the name should have now, or none; 409 if it has another.",
+    });
+    let why = json!({"type": "string", "description": "Stands in the history."});
+    let path = json!({"type": "string", "description": "A folder below --adapter-root: absolute, or relative to it."});
+    let load = json!({
+        "lora_name": text(), "lora_path": path, "load_inplace": {"type": "boolean", "default": false},
+        "expected_version": expected, "pinned": {"type": "boolean"}, "why": why,
+    });
+    add("LoadRequest", object(load, &["lora_name", "lora_path"]));
+    add(
+        "UnloadRequest",
+        object(json!({"lora_name": text(), "expected_version": expected, "why": why}), &["lora_name"]),
+    );
+    let back = json!({
+        "version": {"type": "string", "description": "6 or more digits; one step back if absent."},
+        "expected_version": expected, "why": why,
+    });
+    add("RollbackRequest", object(back, &[]));
+    add("CheckRequest", object(json!({"lora_path": path}), &["lora_path"]));
+    let refusal = object(json!({"code": text(), "subject": text(), "reason": text()}), &["code", "subject", "reason"]);
+    let refusals = json!({"type": "array", "items": refusal});
+    let site = json!({
+        "module": text(), "rank": count(), "alpha": {"type": "number"}, "scale": {"type": "number"}, "inputs": count(),
+        "outputs": count(), "dtype": text(),
+    });
+    let plan = json!({
+        "type": "object",
+        "properties": {
+            "version": text(), "description": text(), "trained_on": text(), "file_bytes": count(),
+            "sites": {"type": "array", "items": {"type": "object", "properties": site}}, "notes": texts(),
+        },
+    });
+    let check = json!({
+        "object": {"const": "adapter.check"}, "loadable": {"type": "boolean"}, "plan": plan, "refused": refusals,
+    });
+    add("CheckAnswer", object(check, &["object", "loadable"]));
+    let unloaded = json!({
+        "id": text(), "object": {"const": "adapter"}, "status": {"const": "unloaded"}, "was": text(),
+    });
+    add("Unloaded", object(unloaded, &["id", "object", "status", "was"]));
+    add("Adapter", adapter(&refusals));
+    let memory = object(json!({"bytes": count(), "limit_bytes": count()}), &["bytes", "limit_bytes"]);
+    let list = json!({
+        "object": {"const": "list"}, "data": {"type": "array", "items": reference("Adapter")}, "memory": memory,
+    });
+    add("AdapterList", object(list, &["object", "data", "memory"]));
+}
+
+fn adapter(refusals: &Value) -> Value {
+    let maybe_count = json!({"type": ["integer", "null"], "minimum": 0});
+    let ms = json!({"type": "number", "minimum": 0});
+    let load = json!({
+        "type": ["object", "null"], "description": "How long the stages of the last load took.",
+        "properties": {"read_ms": ms, "check_ms": ms, "pack_ms": ms},
+    });
+    let version = json!({
+        "version": text(), "current": {"type": "boolean"}, "tier": {"enum": ["memory", "loading", "disk", "gone"]},
+        "bytes": count(), "kept_bytes": count(), "leases": count(), "pinned": {"type": "boolean"},
+        "last_used": maybe_count, "load": load,
+    });
+    let step = json!({
+        "at": count(), "operation": {"enum": ["load", "replace", "rollback", "unload", "settings", "import"]},
+        "version": maybe_text(), "managed_by": text(), "who": text(), "why": maybe_text(), "source": maybe_text(),
+    });
+    object(
+        json!({
+            "id": text(), "object": {"const": "adapter"}, "status": {"enum": ["serving", "refused", "unloaded"]},
+            "version": maybe_text(),
+            "managed_by": {"enum": ["first_use", "folder", "flag", "api", "file", null]}, "hold": {"type": "boolean"},
+            "pinned": {"type": "boolean"}, "source": maybe_text(), "since": maybe_count,
+            "tier": {"enum": ["memory", "loading", "disk", null]}, "bytes": maybe_count, "file_bytes": maybe_count,
+            "rank": maybe_count, "targets": texts(), "trained_on": maybe_text(), "description": maybe_text(),
+            "notes": texts(), "leases": count(), "last_used": maybe_count, "load": load, "refused": refusals,
+            "versions": {"type": "array", "items": {"type": "object", "properties": version}},
+            "history": {"type": "array", "items": {"type": "object", "properties": step}},
+            "was": maybe_text(), "changed": {"type": "boolean"},
+        }),
+        &["id", "object", "status", "version", "managed_by", "hold", "pinned", "leases"],
+    )
+}
+
+fn texts() -> Value {
+    json!({"type": "array", "items": text()})
+}
