@@ -2,6 +2,7 @@
 
 mod bad;
 mod draft;
+mod fetching;
 mod healthy;
 mod mutations;
 mod publishing;
