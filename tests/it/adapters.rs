@@ -3,6 +3,7 @@
 mod bad;
 mod draft;
 mod fetching;
+mod following;
 mod healthy;
 mod mutations;
 mod publishing;
