@@ -15,12 +15,16 @@ use tokio::{
 };
 
 use crate::{
-    adapters::{AdapterError, AdapterStore, BaseIdentity, Refusal},
-    config::{Config, Device},
+    adapters::{
+        AdapterError, AdapterStore, BaseIdentity, Refusal,
+        source::{SourceError, Sources, Watch, WatchSettings},
+    },
+    config::{AdapterConfig, Config, Device},
     engine,
     gateway::{
-        Gateway, GatewaySettings, Parts, Publisher,
+        FirstUse, Gateway, GatewaySettings, Parts, Publisher,
         publish::{PublishError, VaultLimits},
+        reconcile::{Follow, Following},
     },
     http::{
         self,
@@ -58,6 +62,8 @@ pub enum AppError {
     Adapters(#[from] AdapterError),
     #[error("the adapters cannot be read: {0}")]
     Publish(#[from] PublishError),
+    #[error("the adapters' sources cannot be used: {0}")]
+    Sources(#[from] SourceError),
     #[error("the API keys cannot be read: {0}")]
     Keys(#[from] KeysError),
     #[error("{0}")]
@@ -80,10 +86,21 @@ pub struct Built {
     pub gateway: Gateway,
     pub refused: Vec<(String, Vec<Refusal>)>,
     pub notes: Vec<String>,
+    /// What stood in the folders before it was published.
+    watch: Option<Watch>,
     engine: JoinHandle<()>,
 }
 
 impl Built {
+    /// Follows folders and the file of desired adapters from now on, where that is wanted, until what this gives is
+    /// dropped. Needs a running `tokio`.
+    pub fn follow(&mut self, config: &Config) -> Option<Following> {
+        let watch = self.watch.take()?;
+        let (gateway, adapters) = (self.gateway.clone(), &config.adapters);
+        let follow = Follow { gateway, watch, config: adapters.follow.clone(), at_once: adapters.fetch.at_once };
+        Some(follow.start())
+    }
+
     /// Ends the engine; what still runs fails.
     pub fn stop(self) {
         self.gateway.engine().stop();
@@ -128,12 +145,17 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
     )?;
     let journal = Journal::open(store, &config.record, Arc::clone(metrics))?;
     let publisher = Publisher::new(Arc::clone(&adapters.store), VaultLimits::from(&config.adapters));
+    let sources = Arc::new(Sources::open(&config.adapters, config.record.data_dir.join("fetched"))?);
+    let first_use = config.adapters.follow.on_first_use.then(|| FirstUse::new(publisher.clone(), Arc::clone(&sources)));
+    let watch = watch(config)?;
     let (engine, thread) = engine::spawn(loaded.decoder, config.engine.clone(), Arc::clone(metrics));
     model::give_back_free_memory();
     let gateway = Gateway::new(Parts {
         engine,
         adapters: Arc::clone(&adapters.store),
         publisher,
+        sources,
+        first_use,
         text,
         journal,
         metrics: Arc::clone(metrics),
@@ -148,7 +170,7 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
             tokenizer_threads: 2,
         },
     });
-    let built = Built { gateway, refused: Vec::new(), notes, engine: thread };
+    let built = Built { gateway, refused: Vec::new(), notes, watch, engine: thread };
     match built.gateway.publisher().publish_configured(&config.adapters) {
         Ok(mut refused) => {
             // A name of the catalog that a folder has put right is served after all.
@@ -163,6 +185,21 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
             Err(error.into())
         }
     }
+}
+
+/// Looks at the folders of adapters, and goes on looking, where they or a file of desired adapters are followed.
+fn watch(config: &Config) -> Result<Option<Watch>, AppError> {
+    let AdapterConfig { dirs, follow, .. } = &config.adapters;
+    if follow.interval.is_zero() || (dirs.is_empty() && follow.desired.is_none()) {
+        return Ok(None);
+    }
+    let settings = WatchSettings {
+        roots: dirs.clone(),
+        files: follow.desired.iter().cloned().collect(),
+        interval: follow.interval,
+        settle: follow.settle,
+    };
+    Watch::start(settings).map(Some).map_err(|error| AppError::System(error.to_string()))
 }
 
 /// What the server's memory is for. What comes beside depends on neither requests nor adapters, but for a step's buffers,
@@ -245,13 +282,14 @@ pub async fn serve(
     let keys = Arc::new(Keys::load(&config.server)?);
     let metrics = Arc::new(Metrics::new());
     let config = Arc::new(config);
-    let built = {
+    let mut built = {
         let (config, metrics) = (Arc::clone(&config), Arc::clone(&metrics));
         tokio::task::spawn_blocking(move || build(&config, &metrics))
             .await
             .map_err(|error| AppError::System(error.to_string()))??
     };
     let gateway = built.gateway.clone();
+    let following = built.follow(&config);
     let router = http::router(http::AppState::new(gateway.clone(), Arc::clone(&metrics), &config, keys));
     ready(&Ready {
         address,
@@ -273,6 +311,7 @@ pub async fn serve(
         let _ = stopping.await;
     }));
     drain(&gateway, signals, orphaned, config.server.shutdown_timeout).await;
+    drop(following);
     drop(stop);
     if let Err(error) = serving.await {
         tracing::error!(%error, "the listener ended by a panic");

@@ -10,7 +10,8 @@ use std::{
 };
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 pub use vllm::VllmView;
 
@@ -49,6 +50,8 @@ pub struct Metrics {
     pub adapter_bytes: IntGauge,
     pub adapter_loads: IntCounterVec,
     pub adapter_load_seconds: Histogram,
+    /// Names in the file of desired adapters, by how they stand to it.
+    pub adapters_desired: IntGaugeVec,
     pub http_responses: IntCounterVec,
     pub http_connections: IntGauge,
     pub http_in_flight: IntGauge,
@@ -105,6 +108,11 @@ impl Metrics {
             let gauge = IntGauge::new(name, help).expect("a valid name");
             registry.register(Box::new(gauge.clone())).expect("registered once");
             gauge
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), labels).expect("a valid name");
+            registry.register(Box::new(gauges.clone())).expect("registered once");
+            gauges
         };
         let ratio = |name: &str, help: &str| {
             let gauge = Gauge::new(name, help).expect("a valid name");
@@ -181,6 +189,11 @@ impl Metrics {
             adapter_bytes: gauge("tunegate_adapter_bytes", "Bytes of packed adapter weights in memory."),
             adapter_loads: counters("tunegate_adapter_loads_total", "Adapter loads, by outcome.", &["outcome"]),
             adapter_load_seconds: histogram("tunegate_adapter_load_seconds", "Reading, checking and packing.", SECONDS),
+            adapters_desired: gauges(
+                "tunegate_adapters_desired",
+                "Names in the file of desired adapters, by state (in_place, held, waiting, failed).",
+                &["state"],
+            ),
             http_responses: counters(
                 "tunegate_http_responses_total",
                 "Responses by route and status.",

@@ -33,6 +33,15 @@ const FOREIGN_WEIGHTS: &[&str] = &[
 /// Ends of names of archives, which are never unpacked.
 const ARCHIVES: &[&str] = &[".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z"];
 
+/// How large a file of an adapter may be.
+pub fn max_bytes(name: &str, max_weight_bytes: u64) -> u64 {
+    match name {
+        WEIGHTS_FILE => max_weight_bytes,
+        CONFIG_FILE => MAX_CONFIG_BYTES,
+        _ => MAX_MANIFEST_BYTES,
+    }
+}
+
 /// What one adapter's files held when they were read.
 #[derive(Clone)]
 pub struct AdapterFiles {

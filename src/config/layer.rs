@@ -167,6 +167,45 @@ settings! {
     /// Largest adapter file (default: 2GiB)
     #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
     max_adapter_file_bytes: Bytes,
+    /// Places that adapters are fetched from: NAME=/dir, NAME=s3://bucket/prefix, NAME=https://host/path, NAME=hf://owner
+    #[arg(long, value_name = "NAME=PLACE", num_args = 1.., help_heading = "Adapters")]
+    adapter_source: Vec<String>,
+    /// Which adapters there shall be: a TOML, YAML or JSON file, read again when it changes
+    #[arg(long, value_name = "FILE", help_heading = "Adapters")]
+    adapters_file: PathBuf,
+    /// How often folders, sources and --adapters-file are looked at beside file events, in seconds; 0 follows none of them (default: 30)
+    #[arg(long, value_name = "SECONDS", help_heading = "Adapters")]
+    adapter_interval: u64,
+    /// How long a folder has to stay the same before it is read, in milliseconds (default: 1000)
+    #[arg(long, value_name = "MILLISECONDS", help_heading = "Adapters")]
+    adapter_settle_ms: u64,
+    /// Look for a name that is not known in folders and sources when it is first asked for (default: false)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Adapters")]
+    adapters_on_first_use: Switch,
+    /// The longest that fetching an adapter may take, in seconds (default: 600)
+    #[arg(long, value_name = "SECONDS", help_heading = "Adapters")]
+    fetch_timeout: u64,
+    /// A connection that gives nothing for this long is opened again, in seconds (default: 20)
+    #[arg(long, value_name = "SECONDS", help_heading = "Adapters")]
+    fetch_stall_timeout: u64,
+    /// Adapters that are fetched at the same time (default: 4)
+    #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
+    max_fetches: usize,
+    /// Certificates (PEM) that sources may be known by, beside the well-known ones
+    #[arg(long, value_name = "FILE", help_heading = "Adapters")]
+    adapter_ca_file: PathBuf,
+    /// The region of S3 buckets that do not say theirs; AWS_REGION counts as well (default: us-east-1)
+    #[arg(long, value_name = "REGION", help_heading = "Adapters")]
+    s3_region: String,
+    /// Keys for S3 sources; AWS_ACCESS_KEY_ID and the like count as well; without any, requests are not signed
+    #[arg(long, value_name = "ID", help_heading = "Adapters")]
+    s3_access_key_id: String,
+    /// The secret that belongs to --s3-access-key-id
+    #[arg(long, value_name = "KEY", help_heading = "Adapters")]
+    s3_secret_access_key: String,
+    /// The session token that belongs to --s3-access-key-id, where there is one
+    #[arg(long, value_name = "TOKEN", help_heading = "Adapters")]
+    s3_session_token: String,
 
     /// Sequences that may run at the same time (default: 64)
     #[arg(long, value_name = "COUNT", help_heading = "Engine")]
@@ -216,6 +255,20 @@ fn policy(text: &str) -> Result<RecordPolicy, String> {
 }
 
 impl Layer {
+    /// Takes what AWS's own programs read as well.
+    pub fn read_aws(&mut self, variable: &str, value: &str) {
+        let field = match variable {
+            "AWS_ACCESS_KEY_ID" => &mut self.s3_access_key_id,
+            "AWS_SECRET_ACCESS_KEY" => &mut self.s3_secret_access_key,
+            "AWS_SESSION_TOKEN" => &mut self.s3_session_token,
+            "AWS_REGION" => &mut self.s3_region,
+            _ => return,
+        };
+        if !value.is_empty() {
+            *field = Some(value.to_owned());
+        }
+    }
+
     /// The flag of a field.
     pub fn flag(name: &str) -> String {
         format!("--{}", name.replace('_', "-"))

@@ -4,6 +4,7 @@
 
 mod layer;
 mod settings;
+mod source;
 mod value;
 pub mod vllm;
 mod vllm_flags;
@@ -12,6 +13,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use layer::Layer;
 pub use settings::{Fault, LogFormat, Settings};
+pub use source::{
+    DEFAULT_REGION, FetchConfig, FollowConfig, HubConfig, S3Keys, S3Place, Secret, SourceConfig, SourcePlace, ip_of,
+    parse as parse_source,
+};
 
 use crate::terms::RecordPolicy;
 
@@ -73,6 +78,14 @@ pub struct AdapterConfig {
     pub max_bytes: u64,
     /// Largest `adapter_model.safetensors`, in bytes.
     pub max_file_bytes: u64,
+    /// Places that adapters are fetched from.
+    pub sources: Vec<SourceConfig>,
+    pub s3_keys: Option<S3Keys>,
+    pub hub: HubConfig,
+    /// Certificates that sources may be known by, beside the well-known ones.
+    pub ca_file: Option<PathBuf>,
+    pub fetch: FetchConfig,
+    pub follow: FollowConfig,
 }
 
 impl Default for AdapterConfig {
@@ -87,6 +100,12 @@ impl Default for AdapterConfig {
             max_cpu_loras: None,
             max_bytes: 4 << 30,
             max_file_bytes: 2 << 30,
+            sources: Vec::new(),
+            s3_keys: None,
+            hub: HubConfig::default(),
+            ca_file: None,
+            fetch: FetchConfig::default(),
+            follow: FollowConfig::default(),
         }
     }
 }

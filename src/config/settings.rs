@@ -1,5 +1,7 @@
 //! From layers to settled values: file < environment < flags, then defaults, once. Every fault is found, not the first.
 
+mod adapters;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -12,11 +14,11 @@ use clap::{Args, FromArgMatches};
 use serde::Deserialize;
 
 use super::{
-    AdapterConfig, AdminConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig,
-    ModelConfig, RecordConfig, ServerConfig,
+    AdminConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig, ModelConfig, RecordConfig,
+    ServerConfig,
     value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens},
 };
-use crate::terms::{AdapterName, RecordPolicy};
+use crate::terms::RecordPolicy;
 
 /// One thing that is wrong with the settings, and where it was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,8 +110,13 @@ impl Settings {
 
     fn read_environment(&mut self, environment: impl Iterator<Item = (String, String)>) -> Layer {
         let mut whole = Layer::default();
+        // What other programs read as well counts below our own variables.
+        let mut shared = Layer::default();
         for (variable, value) in environment {
-            let Some(rest) = variable.strip_prefix("TUNEGATE_") else { continue };
+            let Some(rest) = variable.strip_prefix("TUNEGATE_") else {
+                shared.read_aws(&variable, &value);
+                continue;
+            };
             if rest.starts_with("TEST_") || is_service_link(rest, &value) {
                 continue;
             }
@@ -122,7 +129,7 @@ impl Settings {
                 Err(reason) => self.faults.push(Fault { place: variable, reason }),
             }
         }
-        whole
+        whole.over(shared)
     }
 
     /// Where a setting was said; `default` where it was not.
@@ -132,7 +139,8 @@ impl Settings {
 
     /// Every setting that was given, with where; secrets are not shown.
     pub fn shown(&self) -> Vec<(String, String, String)> {
-        let secret = |name: &str| matches!(name, "api_key" | "admin_key" | "hf_token");
+        const SECRETS: [&str; 5] = ["api_key", "admin_key", "hf_token", "s3_secret_access_key", "s3_session_token"];
+        let secret = |name: &str| SECRETS.contains(&name);
         self.said
             .said()
             .into_iter()
@@ -209,7 +217,8 @@ fn is_service_link(rest: &str, value: &str) -> bool {
 
 /// One value as a layer, read as the command line would read it. Lists are separated by commas.
 fn layer_of(name: &str, value: &str) -> Result<Layer, String> {
-    let list = matches!(name, "served_model_name" | "api_key" | "adapter_dir" | "adapter_root");
+    const LISTS: [&str; 5] = ["served_model_name", "api_key", "adapter_dir", "adapter_root", "adapter_source"];
+    let list = LISTS.contains(&name);
     let command =
         Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true).color(clap::ColorChoice::Never));
     let flag = Layer::flag(name);
@@ -386,51 +395,6 @@ impl Check<'_> {
         }
     }
 
-    fn adapters(&mut self) -> AdapterConfig {
-        let said = &self.settings.said;
-        let default = AdapterConfig::default();
-        let wanted = said.enable_lora != Some(Switch(false));
-        let dirs = match &said.adapter_dir {
-            Some(dirs) => dirs.clone(),
-            None => Some(PathBuf::from("adapters")).filter(|dir| dir.is_dir()).into_iter().collect(),
-        };
-        if said.adapter_dir.is_some() {
-            for dir in dirs.iter().filter(|dir| !dir.is_dir()) {
-                self.fault("adapter_dir", format!("there is no folder '{}'", dir.display()));
-            }
-        }
-        for dir in said.adapter_root.iter().flatten().filter(|dir| !dir.is_dir()) {
-            self.fault("adapter_root", format!("there is no folder '{}'", dir.display()));
-        }
-        let roots = said.adapter_root.clone().unwrap_or_else(|| dirs.clone());
-        let mut modules = Vec::new();
-        for given in said.lora_modules.iter().flatten() {
-            match lora_module(given) {
-                Ok(module) => modules.push(module),
-                Err(reason) => self.fault("lora_modules", format!("{given}: {reason}")),
-            }
-        }
-        if !wanted && (said.adapter_dir.is_some() || said.lora_modules.is_some() || said.adapter_root.is_some()) {
-            self.fault("enable_lora", "it is false, but adapters are given");
-        }
-        AdapterConfig {
-            dirs: if wanted { dirs } else { Vec::new() },
-            modules,
-            roots: if wanted { roots } else { Vec::new() },
-            keep_steps: self.at_least("adapter_keep_steps", said.adapter_keep_steps, default.keep_steps, 1),
-            max_vault_bytes: said.adapter_vault_bytes.map(|bytes| bytes.0),
-            max_lora_rank: self.at_least("max_lora_rank", said.max_lora_rank, default.max_lora_rank, 1),
-            max_cpu_loras: said.max_cpu_loras.map(|count| self.at_least("max_cpu_loras", Some(count), 1, 1)),
-            max_bytes: self.bytes("adapter_memory_bytes", said.adapter_memory_bytes, default.max_bytes, 1 << 20),
-            max_file_bytes: self.bytes(
-                "max_adapter_file_bytes",
-                said.max_adapter_file_bytes,
-                default.max_file_bytes,
-                1 << 10,
-            ),
-        }
-    }
-
     fn limits(&mut self) -> LimitsConfig {
         let said = &self.settings.said;
         let default = LimitsConfig::default();
@@ -464,28 +428,6 @@ impl Check<'_> {
         }
         self.word("log_format", self.settings.said.log_format.as_deref(), ["json", "text"]);
     }
-}
-
-/// `NAME=PATH`, or JSON with `name` and `path`; either may be wrapped in literal single quotes, as KServe passes them.
-fn lora_module(given: &str) -> Result<(String, PathBuf), String> {
-    #[derive(Deserialize)]
-    struct Module {
-        name: String,
-        path: PathBuf,
-        #[serde(default, rename = "base_model_name")]
-        _base_model_name: Option<String>,
-    }
-    let given = given.trim();
-    let given = given.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')).unwrap_or(given);
-    let (name, path) = if given.starts_with('{') {
-        let module: Module = serde_json::from_str(given).map_err(|error| error.to_string())?;
-        (module.name, module.path)
-    } else {
-        let (name, path) = given.split_once('=').ok_or("it has to be NAME=PATH, or JSON with name and path")?;
-        (name.to_owned(), path.into())
-    };
-    AdapterName::parse(&name).map_err(|error| error.to_string())?;
-    if path.is_dir() { Ok((name, path)) } else { Err(format!("there is no folder '{}'", path.display())) }
 }
 
 #[cfg(test)]

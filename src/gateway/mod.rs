@@ -2,8 +2,10 @@
 
 mod ask;
 mod choice;
+mod first_use;
 pub mod publish;
 mod question;
+pub mod reconcile;
 mod replay;
 mod reply;
 mod route;
@@ -17,14 +19,16 @@ use std::{
 };
 
 pub use ask::{Ask, AskError, Caller, Prompt, ReplyError, ReplyEvent, ReplyHead};
+pub use first_use::FirstUse;
 pub use publish::Publisher;
 pub use replay::{Replay, ReplayError, ReplayedChoice, Side};
 pub use reply::Reply;
 pub use route::Route;
 use tokio::sync::{Semaphore, watch};
 
+use self::reconcile::Report;
 use crate::{
-    adapters::AdapterStore,
+    adapters::{AdapterStore, source::Sources},
     engine::EngineHandle,
     journal::Journal,
     metrics::Metrics,
@@ -37,6 +41,9 @@ pub struct Parts {
     pub engine: EngineHandle,
     pub adapters: Arc<AdapterStore>,
     pub publisher: Publisher,
+    pub sources: Arc<Sources>,
+    /// Looks for names that are not known; `None` where that is not wanted.
+    pub first_use: Option<Arc<FirstUse>>,
     pub text: Arc<Text>,
     pub journal: Journal,
     pub metrics: Arc<Metrics>,
@@ -74,6 +81,8 @@ struct Inner {
     cut_off: watch::Sender<bool>,
     /// Answers under way.
     running: watch::Sender<usize>,
+    /// How names stand to folders and to the file of desired adapters.
+    reports: watch::Sender<Report>,
 }
 
 impl Gateway {
@@ -81,7 +90,8 @@ impl Gateway {
         let tokenizing = Arc::new(Semaphore::new(parts.settings.tokenizer_threads.max(1)));
         let cut_off = watch::Sender::new(false);
         let running = watch::Sender::new(0);
-        Self(Arc::new(Inner { parts, tokenizing, draining: AtomicBool::new(false), cut_off, running }))
+        let reports = watch::Sender::new(Report::default());
+        Self(Arc::new(Inner { parts, tokenizing, draining: AtomicBool::new(false), cut_off, running, reports }))
     }
 
     /// Takes a request to the point where its answer begins. Everything that can be refused is refused here.
@@ -93,7 +103,12 @@ impl Gateway {
             return Err(AskError::Draining);
         }
         let parts = &self.0.parts;
-        let route = route::choose(&ask.model, &ask.caller, &parts.settings.base_names, &parts.adapters)?;
+        let route = match self.route(&ask.model, &ask.caller) {
+            Err(AskError::UnknownModel { .. }) if self.bring(&ask.model, &ask.caller).await? => {
+                self.route(&ask.model, &ask.caller)?
+            }
+            route => route?,
+        };
         let slot = parts.journal.reserve(question::choices(&ask))?;
         let lease = match &route {
             Route::Base => None,
@@ -128,6 +143,16 @@ impl Gateway {
         Running(self.clone())
     }
 
+    /// Looks for a name that is not known, where that is switched on; true if it is served now.
+    async fn bring(&self, model: &str, caller: &Caller) -> Result<bool, AskError> {
+        let parts = &self.0.parts;
+        let Some(first_use) = &parts.first_use else { return Ok(false) };
+        match route::may_be(model, caller, &parts.settings.base_names) {
+            Some(name) => Ok(first_use.find(&name).await?),
+            None => Ok(false),
+        }
+    }
+
     /// Which weights would answer to `model`, for callers that list or look up models.
     pub fn route(&self, model: &str, caller: &Caller) -> Result<Route, AskError> {
         let parts = &self.0.parts;
@@ -154,6 +179,15 @@ impl Gateway {
     /// Gives versions their names.
     pub fn publisher(&self) -> &Publisher {
         &self.0.parts.publisher
+    }
+
+    pub fn sources(&self) -> &Arc<Sources> {
+        &self.0.parts.sources
+    }
+
+    /// How names stand to folders and to the file of desired adapters, and word of every look.
+    pub fn reports(&self) -> watch::Receiver<Report> {
+        self.0.reports.subscribe()
     }
 
     pub fn text(&self) -> &Arc<Text> {

@@ -72,6 +72,13 @@ fn after_base<'a>(model: &'a str, base_names: &[String]) -> Option<&'a str> {
     model.match_indices(':').find(|(at, _)| is_base(&model[..*at])).map(|(at, _)| &model[at + 1..])
 }
 
+/// The adapter that `model` may mean if it is not known yet, and if the caller may use it: a bare name, or one behind the
+/// base's.
+pub fn may_be(model: &str, caller: &Caller, base_names: &[String]) -> Option<AdapterName> {
+    let name = AdapterName::parse(after_base(model, base_names).unwrap_or(model)).ok()?;
+    allowed(caller, name.as_str()).then_some(name)
+}
+
 fn allowed(caller: &Caller, name: &str) -> bool {
     caller.models.as_ref().is_none_or(|models| models.iter().any(|model| model == name))
 }

@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::{
-    adapters::{AdapterError, Refusal, RootsError},
+    adapters::{AdapterError, Refusal, RootsError, source::SourceError},
     engine::{EngineFault, SubmitError},
     gateway::{AskError, ReplayError, ReplyError, publish::PublishError},
     journal::JournalError,
@@ -268,6 +268,36 @@ impl From<PublishError> for ApiError {
             }
             PublishError::Busy { retry_after_ms, .. } => Self::overloaded(&error, retry_after_ms),
             PublishError::Failed { reason } => Self::internal("publish_failed", "the change failed", reason),
+        }
+    }
+}
+
+/// Why what a `lora_path` names was not read.
+impl From<SourceError> for ApiError {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Path(error) => error.into(),
+            SourceError::Unnamed(_) => {
+                Self::new(StatusCode::FORBIDDEN, "adapter_path_forbidden", error).about("lora_path")
+            }
+            SourceError::NotThere(_) => {
+                Self::new(StatusCode::NOT_FOUND, "adapter_path_not_found", error).about("lora_path")
+            }
+            SourceError::TooLarge(_) => {
+                Self::new(StatusCode::BAD_REQUEST, "adapter_too_large", error).about("lora_path")
+            }
+            SourceError::Refused(refusals) => {
+                AdapterError::Refused { name: "lora_path".to_owned(), refusals: refusals.into() }.into()
+            }
+            SourceError::Denied(_) => Self::new(StatusCode::BAD_GATEWAY, "source_denied", error).about("lora_path"),
+            SourceError::Spoilt(_) => Self::new(StatusCode::BAD_GATEWAY, "source_spoilt", error).about("lora_path"),
+            SourceError::Changed(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "source_changed", error).about("lora_path").again_in(1000)
+            }
+            SourceError::Unavailable(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "source_unavailable", error)
+                .about("lora_path")
+                .again_in(5000),
+            SourceError::Settings(reason) => Self::internal("source_unusable", "the source cannot be used", reason),
         }
     }
 }

@@ -36,7 +36,6 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
-    adapters::Roots,
     config::{Config, LimitsConfig},
     gateway::Gateway,
     metrics::Metrics,
@@ -54,7 +53,6 @@ struct Inner {
     /// Different adapters that one batch may hold.
     max_loras: usize,
     /// Where load requests may point.
-    roots: Roots,
     max_adapter_bytes: u64,
     /// Unix seconds.
     started: i64,
@@ -80,7 +78,6 @@ impl AppState {
             limits: Arc::new(config.limits.clone()),
             keys,
             max_loras: config.engine.max_loras,
-            roots: Roots::new(config.adapters.roots.clone()),
             max_adapter_bytes: config.adapters.max_bytes,
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
             named: Mutex::default(),
@@ -101,11 +98,6 @@ impl AppState {
 
     pub fn keys(&self) -> &Keys {
         &self.0.keys
-    }
-
-    /// Where load requests may point.
-    pub fn roots(&self) -> &Roots {
-        &self.0.roots
     }
 
     /// Bytes that adapters may take in memory.

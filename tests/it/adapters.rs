@@ -2,6 +2,8 @@
 
 mod bad;
 mod draft;
+mod fetching;
+mod following;
 mod healthy;
 mod mutations;
 mod publishing;

@@ -1,5 +1,6 @@
 //! What several rooms' tests need: the tiny real model with its adapters, in a folder of its own.
 
+pub mod depot;
 pub mod server;
 pub mod wire;
 
@@ -10,8 +11,8 @@ use tunegate::{
     adapters::Refusal,
     app::{self, Built},
     config::{
-        AdapterConfig, AdminConfig, Config, CpuConfig, Device, Dtype, EngineConfig, LimitsConfig, ModelConfig,
-        RecordConfig, ServerConfig,
+        AdapterConfig, AdminConfig, Config, CpuConfig, Device, Dtype, EngineConfig, FollowConfig, LimitsConfig,
+        ModelConfig, RecordConfig, ServerConfig,
     },
     gateway::{Ask, Caller, Gateway, Prompt, Reply, ReplyError, ReplyEvent},
     journal::CompletionKind,
@@ -74,7 +75,11 @@ pub fn config(data_dir: PathBuf) -> Config {
         },
         // No target: how a prompt is cut into chunks, and so the last digits of its scores, would hang on the clock.
         engine: EngineConfig { max_model_len: 512, step_target: Duration::ZERO, ..EngineConfig::default() },
-        adapters: AdapterConfig { dirs: vec![golden("adapters/llama")], ..AdapterConfig::default() },
+        adapters: AdapterConfig {
+            dirs: vec![golden("adapters/llama")],
+            follow: FollowConfig { interval: Duration::ZERO, ..FollowConfig::default() },
+            ..AdapterConfig::default()
+        },
         record: RecordConfig { policy: RecordPolicy::Full, data_dir, max_pending: 256 },
         limits: LimitsConfig { default_max_tokens: 32, ..LimitsConfig::default() },
     }

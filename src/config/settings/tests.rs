@@ -1,4 +1,5 @@
-use super::*;
+use super::{adapters::lora_module, *};
+use crate::config::SourcePlace;
 
 fn flags(line: &[&str]) -> Layer {
     let command = Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true));
@@ -186,4 +187,40 @@ fn adapters_are_named_in_three_spellings() {
     }
     assert!(lora_module(&format!("../x={path}")).is_err());
     assert!(lora_module("sql=/nowhere").is_err());
+}
+
+#[test]
+fn sources_of_adapters_are_settled_with_their_secrets_hidden() {
+    let given = ["--adapter-source", "bucket=s3://adapters/prod", "hub=hf://org", "--adapters-file", "desired.yaml"];
+    let settings = Settings::gather(
+        None,
+        environment(&[
+            ("AWS_ACCESS_KEY_ID", "id"),
+            ("AWS_SECRET_ACCESS_KEY", "from aws"),
+            ("AWS_REGION", "eu-central-1"),
+            ("TUNEGATE_S3_SECRET_ACCESS_KEY", "our own"),
+            ("AWS_PROFILE", "other"),
+        ]),
+        flags(&given),
+    );
+    let config = settings.settle("m".into()).expect("settled").adapters;
+    let keys = config.s3_keys.clone().expect("keys");
+    assert_eq!((keys.access_key_id.as_str(), keys.secret_access_key.0.as_str()), ("id", "our own"));
+    let SourcePlace::S3(place) = &config.sources[0].place else { panic!("a bucket") };
+    assert_eq!((place.region.as_str(), place.prefix.as_str()), ("eu-central-1", "prod"));
+    assert_eq!(config.follow.desired.as_deref(), Some(Path::new("desired.yaml")));
+    assert!(!format!("{config:?}").contains("our own"));
+    assert!(settings.shown().iter().all(|(_, value, _)| !value.contains("our own")));
+    assert_eq!(settings.warnings, [""; 0]);
+    for (line, part) in [
+        (&["--adapter-source", "a=s3://bucket", "a=hf://org"][..], "given twice"),
+        (&["--adapter-source", "a=ftp://host"], "no kind of source"),
+        (&["--s3-access-key-id", "id"], "belongs to it"),
+        (&["--fetch-timeout", "0"], "at least 1"),
+        (&["--hub-endpoint", "file:///etc"], "no URL"),
+        (&["--enable-lora=false", "--adapter-source", "a=hf://org"], "adapters are given"),
+    ] {
+        let faults = Settings::gather(None, environment(&[]), flags(line)).settle("m".into()).expect_err("a fault");
+        assert!(faults.iter().any(|fault| fault.reason.contains(part)), "{line:?}: {faults:?}");
+    }
 }

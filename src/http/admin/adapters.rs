@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 
 use super::{view::AdapterBody, vllm};
 use crate::{
-    adapters::{AdapterError, ManagedBy, Refusal},
+    adapters::{
+        AdapterError, ManagedBy, Refusal,
+        source::{Place, SourceError},
+    },
     gateway::publish::{Candidate, Expected, Load, Origin, PublishError, Published, Rollback, Unload},
     http::{
         AppState,
@@ -64,9 +67,9 @@ async fn load_now(
         return Err(ApiError::unsupported("is_3d_lora_weight", "no model with experts is served"));
     }
     let why = fields.string("why", MAX_WHY_BYTES)?;
-    let candidate = candidate(app, &path)?;
     rest(app, fields)?;
-    let origin = Origin { managed_by: ManagedBy::Api, who: identity.who(), why, source: Some(path) };
+    let (candidate, source) = candidate(app, &path).await?;
+    let origin = Origin { managed_by: ManagedBy::Api, who: identity.who(), why, source: Some(source) };
     let load = Load { name, candidate, replace, expected, pinned, warm: true, origin };
     Ok(app.gateway().publisher().load(load).await?)
 }
@@ -125,7 +128,8 @@ pub async fn list(State(app): State<AppState>, Extension(identity): Extension<Id
         }
     }
     let memory = json!({"bytes": adapters.resident().bytes, "limit_bytes": app.max_adapter_bytes()});
-    Ok(Json(json!({"object": "list", "data": data, "memory": memory})).into_response())
+    let followed = app.gateway().reports().borrow().clone();
+    Ok(Json(json!({"object": "list", "data": data, "memory": memory, "followed": followed})).into_response())
 }
 
 /// GET /v1/adapters/{id}; the name may hold slashes.
@@ -186,8 +190,8 @@ pub async fn check(
 ) -> Result<Response, ApiError> {
     let mut fields = admitted(&app, &identity, body)?;
     let path = path(&mut fields)?;
-    let candidate = candidate(&app, &path)?;
     rest(&app, fields)?;
+    let (candidate, _) = candidate(&app, &path).await?;
     let checked = app.gateway().publisher().check(shown(&path), candidate).await;
     let body = match checked {
         Ok(plan) => json!({"object": "adapter.check", "loadable": true, "plan": plan}),
@@ -233,10 +237,26 @@ fn expected(fields: &mut Fields) -> Result<Expected, ApiError> {
     Ok(Expected::Version(given))
 }
 
-/// What a `lora_path` means: a folder below a configured root, and nothing else.
-fn candidate(app: &AppState, path: &str) -> Result<Candidate, ApiError> {
-    let (root, path) = app.roots().resolve(path)?;
-    Ok(Candidate::Folder { root, path })
+/// What a `lora_path` means, and where it came from: a folder below a configured root or an object of a configured source,
+/// which is fetched, and nothing else.
+async fn candidate(app: &AppState, path: &str) -> Result<(Candidate, String), ApiError> {
+    let sources = app.gateway().sources();
+    match sources.place(path)? {
+        Place::Folder { root, path } => {
+            Ok((Candidate::Folder { root, path: path.clone() }, path.display().to_string()))
+        }
+        place @ Place::Object { .. } => {
+            let delivery = sources.open_place(&place).await.map_err(|error| refused_at(path, error))?;
+            Ok((Candidate::Files(delivery.files), delivery.origin))
+        }
+    }
+}
+
+fn refused_at(path: &str, error: SourceError) -> ApiError {
+    match error {
+        SourceError::Refused(refusals) => AdapterError::Refused { name: shown(path), refusals: refusals.into() }.into(),
+        error => error.into(),
+    }
 }
 
 /// Unknown fields are passed over, as vLLM does, or refused where the server is strict.

@@ -50,10 +50,18 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
     add("Unloaded", object(unloaded, &["id", "object", "status", "was"]));
     add("Adapter", adapter(&refusals));
     let memory = object(json!({"bytes": count(), "limit_bytes": count()}), &["bytes", "limit_bytes"]);
+    let standing = json!({
+        "state": {"enum": ["in_place", "held", "waiting", "failed", "passed_over"]}, "reason": text(), "managed_by": text(),
+    });
+    let standings = json!({"type": "object", "additionalProperties": object(standing, &["state"])});
+    let followed = json!({
+        "looks": count(), "file": text(), "faults": texts(), "names": standings, "folders": standings,
+    });
     let list = json!({
         "object": {"const": "list"}, "data": {"type": "array", "items": reference("Adapter")}, "memory": memory,
+        "followed": object(followed, &["looks", "names"]),
     });
-    add("AdapterList", object(list, &["object", "data", "memory"]));
+    add("AdapterList", object(list, &["object", "data", "memory", "followed"]));
 }
 
 fn adapter(refusals: &Value) -> Value {

@@ -167,10 +167,10 @@ async fn a_folder_that_went_bad_leaves_its_name_what_it_had() {
     put(place.path(), "triage", 1.0);
     let version = setup.serve().find("triage").unwrap().1;
     let mut bad = Draft::plain();
-    bad.set("use_dora", json!(true));
+    bad.set("alora_invocation_tokens", json!([5, 6]));
     bad.write(&place.path().join("adapters/triage"));
     let opened = setup.open().unwrap();
-    assert!(opened.refused[0].1[0].to_string().contains("use_dora"), "{:?}", opened.refused);
+    assert!(opened.refused[0].1[0].to_string().contains("alora_invocation_tokens"), "{:?}", opened.refused);
     let store = opened.store;
     assert_eq!(store.find("triage").unwrap().1, version);
     let (name, found) = store.find_version("triage", &version.short()).unwrap();

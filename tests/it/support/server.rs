@@ -17,7 +17,7 @@ use tokio::{
 use tunegate::{
     app::{self, Built},
     config::Config,
-    gateway::Gateway,
+    gateway::{Gateway, reconcile::Following},
     http::{AppState, Listener, ServeSettings, auth::Keys, router, serve},
     metrics::Metrics,
 };
@@ -40,6 +40,7 @@ pub struct TestServer {
     pub data: PathBuf,
     pub gateway: Gateway,
     built: Option<Built>,
+    following: Option<Following>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<()>>,
     _folder: TempDir,
@@ -57,11 +58,12 @@ impl TestServer {
         change(&mut config, folder.path());
         let metrics = Arc::new(Metrics::new());
         let keys = Arc::new(Keys::load(&config.server).unwrap());
-        let built = {
+        let mut built = {
             let (config, metrics) = (config.clone(), Arc::clone(&metrics));
             tokio::task::spawn_blocking(move || app::build(&config, &metrics)).await.unwrap().unwrap()
         };
         let gateway = built.gateway.clone();
+        let following = built.follow(&config);
         let router = router(AppState::new(gateway.clone(), Arc::clone(&metrics), &config, keys));
         // Whatever the settings say of who may connect, tests stay on this machine.
         let tcp = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -88,6 +90,7 @@ impl TestServer {
             data: config.record.data_dir,
             gateway,
             built: Some(built),
+            following,
             stop: Some(stop),
             serving: Some(serving),
             _folder: folder,
@@ -160,6 +163,7 @@ impl Drop for TestServer {
         if let Some(serving) = self.serving.take() {
             serving.abort();
         }
+        drop(self.following.take());
         if let Some(built) = self.built.take() {
             built.stop();
         }
