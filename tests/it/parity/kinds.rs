@@ -99,7 +99,7 @@ fn matrix(seed: usize, rows: usize, cols: usize, size: f32) -> Matrix {
 fn patchwork(desk: &Desk, rank: usize, seed: usize) -> Arc<LoraAdapter> {
     let shape = &desk.loaded.shape;
     let sites = [Site::Embedding].into_iter().chain(shape.layer_sites()).chain([Site::Head]);
-    let sites = sites.enumerate().filter(|(index, _)| (index + seed) % 3 > 0).map(|(index, site)| {
+    let sites = sites.enumerate().filter(|(index, _)| !(index + seed).is_multiple_of(3)).map(|(index, site)| {
         let (out, input) = shape.site_shape(site).expect("a site of the base");
         let seed = 1000 * seed + 10 * index;
         let some = |every: usize, values: Vec<f32>| (seed / 10).is_multiple_of(every).then_some(values);
