@@ -3,12 +3,13 @@
 PYTHON ?= python3
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 TEST_PYTHON := target/test-python
+POWER := target/power.so
 BINARY := target/release/tunegate
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 # More flags for the server: make run ARGS="--port 9000"
 ARGS ?=
 
-.PHONY: help run build test lint soak numerics loop test-gpu demo bench compare model
+.PHONY: help run build test lint proof soak numerics loop test-gpu demo bench compare model
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +25,16 @@ model: $(MODEL) ## fetch the demo model
 $(MODEL):
 	@PYTHON="$(PYTHON)" scripts/fetch-demo-model "$@"
 
-test: model $(TEST_PYTHON)/.done ## everything the tests need, then the tests: no GPU, no torch
+test: model $(TEST_PYTHON)/.done $(POWER) ## everything the tests need, then the tests: no GPU, no torch
 	@scripts/check-tools
 	cd benches/servers && $(PYTHON) -m unittest --quiet test_measure
-	TUNEGATE_TEST_MODEL="$(CURDIR)/$(MODEL)" TUNEGATE_TEST_PYTHON="$(PYTHON)" PYTHONPATH="$(CURDIR)/$(TEST_PYTHON)" \
+	TUNEGATE_TEST_MODEL="$(CURDIR)/$(MODEL)" TUNEGATE_TEST_PYTHON="$(PYTHON)" TUNEGATE_TEST_POWER="$(CURDIR)/$(POWER)" PYTHONPATH="$(CURDIR)/$(TEST_PYTHON)" \
 		$(if $(NEXTEST),cargo nextest run --locked,cargo test --locked)
+
+# A disk that forgets, for the tests of power cuts.
+$(POWER): tests/power/power.c
+	@mkdir -p $(@D)
+	cc -std=gnu11 -O1 -Wall -Wextra -Werror -shared -fPIC -o $@ $< -lpthread
 
 # For the tests that use them. A folder of its own: no virtual environment, nothing installed.
 $(TEST_PYTHON)/.done: tests/requirements.txt
@@ -43,7 +49,7 @@ lint: ## formatting, clippy and rustdoc, as CI runs them
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-demo: model build ## one ticket to the base and to the adapter, then 16 clients over the base and 30 adapters
+demo: model build ## one ticket to the base and to the adapter, a worse version and the way back, 16 clients over 30 adapters
 	@$(PYTHON) scripts/demo $(MODEL) $(BINARY)
 
 BENCH_ADAPTERS := target/bench-adapters
@@ -76,6 +82,13 @@ target/compare-python/.done: $(SERVERS)/requirements.txt
 $(INSTALLED)/.done: $(SERVERS)/peers $(SERVERS)/tile_config.h
 	PYTHON="$(PYTHON)" $(SERVERS)/peers $(INSTALLED)
 	@touch $@
+
+KILLS ?= 100
+ROUNDS ?= 200
+proof: model build $(POWER) ## adapters changed under 16 streams ROUNDS times (200), and KILLS (100) kills and power cuts in the middle of changes
+	[ -d $(BENCH_ADAPTERS) ] || $(PYTHON) scripts/make-bench-adapters $(BENCH_ADAPTERS) 8
+	$(BINARY) bench swap $(MODEL) $(BENCH_ADAPTERS)/bench-00 $(BENCH_ADAPTERS)/bench-01 $(BENCH_ADAPTERS)/bench-02 --rounds $(ROUNDS) --json target/swap.json
+	TUNEGATE_TEST_KILLS=$(KILLS) TUNEGATE_TEST_POWER="$(CURDIR)/$(POWER)" cargo test --locked --test it -- --nocapture crash::
 
 SOAK_MINUTES ?= 30
 soak: model build numerics ## `make numerics`, then random load for SOAK_MINUTES (30): nothing fails, nothing is left behind, memory stays flat

@@ -1,4 +1,5 @@
-//! What a cold adapter costs: the time until it is leased, and what streams that are under way feel of it.
+//! What a cold adapter costs: the time until it is leased, and what streams that are under way feel of it. And what moving a
+//! name takes.
 //!
 //!     cargo bench --bench adapters [-- MODEL]
 
@@ -13,10 +14,10 @@ use std::{
 
 use serde_json::json;
 use tunegate::{
-    adapters::{AdapterStore, BaseIdentity},
+    adapters::{AdapterStore, BaseIdentity, ManagedBy},
     config::{AdapterConfig, EngineConfig},
     engine::{self, CancelFlag, EngineHandle, Event, Generate, Job, KvSalt, Priority, Work, event_channel},
-    gateway::publish::{Publisher, VaultLimits},
+    gateway::publish::{Candidate, Expected, Load, Origin, Publisher, VaultLimits},
     metrics::Metrics,
     model::{self, CpuOptions, DeviceChoice, LoadOptions, ModelShape, ModelSource},
     store::SqliteStore,
@@ -59,7 +60,8 @@ fn main() {
         AdapterStore::open(&config, &vault, database, loaded.packer, identity, loaded.base, Arc::clone(&metrics))
             .expect("the store opens");
     let store = opened.store;
-    let refused = Publisher::new(Arc::clone(&store), VaultLimits::from(&config)).publish_configured(&config);
+    let publisher = Publisher::new(Arc::clone(&store), VaultLimits::from(&config));
+    let refused = publisher.publish_configured(&config);
     assert!(refused.as_ref().is_ok_and(Vec::is_empty), "{refused:?}");
     let names: Vec<_> = (0..ADAPTERS).map(|i| store.find(&format!("a{i}")).expect("it is served")).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
@@ -67,6 +69,7 @@ fn main() {
     let mut cold: Vec<f64> = (0..30).map(|i| millis(runtime.block_on(lease(&store, &names[i % ADAPTERS])))).collect();
     println!("{} bytes each in memory", store.resident().bytes);
     show("cold lease, idle engine", &mut cold);
+    runtime.block_on(moves(&publisher, place.path()));
 
     let (engine, _) = engine::spawn(loaded.decoder, EngineConfig::default(), metrics);
     streams(&engine);
@@ -97,6 +100,29 @@ async fn lease(store: &AdapterStore, (name, version): &(AdapterName, AdapterVers
     started.elapsed()
 }
 
+/// Moves one name to and fro between two adapters.
+async fn moves(publisher: &Publisher, place: &Path) {
+    let (mut sync, mut flip) = (Vec::new(), Vec::new());
+    for index in 0..100 {
+        let path = place.join(format!("adapters/a{}", index % 2));
+        let origin = Origin { managed_by: ManagedBy::Api, who: "bench".to_owned(), why: None, source: None };
+        let load = Load {
+            name: AdapterName::parse("moved").expect("a name"),
+            candidate: Candidate::Folder { root: path.clone(), path },
+            replace: true,
+            expected: Expected::Anything,
+            pinned: None,
+            warm: false,
+            origin,
+        };
+        let moved = publisher.load(load).await.expect("it is loaded").times.moved;
+        sync.push(moved.sync_us as f64 / 1e3);
+        flip.push(moved.flip_us as f64 / 1e3);
+    }
+    show("moving a name, written down and synced", &mut sync);
+    show("moving a name, from then on", &mut flip);
+}
+
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
@@ -105,7 +131,7 @@ fn millis(time: Duration) -> f64 {
 fn show(what: &str, times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
-    println!("{what}: n {}, p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms", times.len(), at(0.5), at(0.99), at(1.0));
+    println!("{what}: n {}, p50 {:.3} ms, p99 {:.3} ms, max {:.3} ms", times.len(), at(0.5), at(0.99), at(1.0));
     at(0.99)
 }
 

@@ -6,6 +6,7 @@ use std::{
     io::Read,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use super::{Refusal, RefusalCode, faults::Faults};
@@ -49,16 +50,19 @@ pub struct AdapterFiles {
     weights: Vec<u8>,
     manifest: Option<Vec<u8>>,
     version: AdapterVersion,
+    hash_us: u64,
 }
 
 impl AdapterFiles {
     /// Takes the contents as they are; the version follows from them.
     pub fn new(config: Vec<u8>, weights: Vec<u8>, manifest: Option<Vec<u8>>) -> Self {
+        let begun = Instant::now();
         let mut hasher = Hasher::new().part(CONFIG_FILE, &config).part(WEIGHTS_FILE, &weights);
         if let Some(manifest) = &manifest {
             hasher = hasher.part(MANIFEST_FILE, manifest);
         }
-        Self { version: AdapterVersion(hasher.finish()), config, weights, manifest }
+        let version = AdapterVersion(hasher.finish());
+        Self { version, config, weights, manifest, hash_us: begun.elapsed().as_micros() as u64 }
     }
 
     /// Reads `folder`, which lies in or is `root`; links may not lead out of `root`.
@@ -109,6 +113,11 @@ impl AdapterFiles {
 
     pub fn version(&self) -> AdapterVersion {
         self.version
+    }
+
+    /// How long hashing them took, in microseconds.
+    pub fn hash_us(&self) -> u64 {
+        self.hash_us
     }
 
     /// Name and content of each file.

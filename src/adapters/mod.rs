@@ -23,7 +23,7 @@ use crate::{
 
 pub use self::{
     catalog::{Named, Serving, nearest},
-    naming::{Admitted, KeptVersion},
+    naming::{AdmitTimes, Admitted, KeptVersion, MoveTimes},
     residency::{LoadTimes, ResidencySnapshot, VersionUse},
     shelf::{AdapterStore, Opened},
     source::{Roots, RootsError},

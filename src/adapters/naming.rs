@@ -1,6 +1,6 @@
 //! What the publisher asks of the store of adapters: candidates checked and kept, names moved. Everything here blocks.
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use super::{
     AdapterError, AdapterStore, Named, Refusal, RefusalCode, Serving, check::AdapterPlan, folder::AdapterFiles,
@@ -16,6 +16,25 @@ use crate::{
 pub struct Admitted {
     pub version: AdapterVersion,
     pub serving: Serving,
+    pub times: AdmitTimes,
+}
+
+/// How long admitting a candidate took, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AdmitTimes {
+    /// Parsing it and checking every tensor; for a version that is kept already, reading and hashing it as well.
+    pub check_us: u64,
+    /// Copying its files and syncing them.
+    pub keep_us: u64,
+}
+
+/// How long moving a name took, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MoveTimes {
+    /// Writing it down, synced.
+    pub sync_us: u64,
+    /// From then until every request sees it.
+    pub flip_us: u64,
 }
 
 /// A version that a name has or had.
@@ -49,10 +68,14 @@ impl AdapterStore {
     /// # Errors
     /// [`AdapterError::Refused`], or [`AdapterError::Catalog`] where the bytes cannot be kept.
     pub fn admit(&self, name: &AdapterName, files: &AdapterFiles) -> Result<Admitted, AdapterError> {
+        let begun = Instant::now();
         let (serving, _) = self.loader.check(files).map_err(|refusals| refused(name.as_str(), refusals))?;
+        let check_us = micros(begun);
+        let begun = Instant::now();
         self.loader.vault.keep(files).map_err(|error| AdapterError::Catalog { reason: error.to_string() })?;
         self.catalog().checked(files.version(), &serving);
-        Ok(Admitted { version: files.version(), serving })
+        let times = AdmitTimes { check_us, keep_us: micros(begun) };
+        Ok(Admitted { version: files.version(), serving, times })
     }
 
     /// A version from the kept bytes, checked again: a name may go back to it.
@@ -60,9 +83,11 @@ impl AdapterStore {
     /// # Errors
     /// [`AdapterError::Refused`] if its bytes are gone, damaged, or do not fit this base.
     pub fn readmit(&self, name: &AdapterName, version: AdapterVersion) -> Result<Admitted, AdapterError> {
+        let begun = Instant::now();
         let serving = self.loader.restore(name, version).map_err(|refusals| refused(name.as_str(), refusals))?;
         self.catalog().checked(version, &serving);
-        Ok(Admitted { version, serving })
+        let times = AdmitTimes { check_us: micros(begun), keep_us: 0 };
+        Ok(Admitted { version, serving, times })
     }
 
     /// Moves a name, if it still has the version that the caller saw; durable when this returns. New requests use what it
@@ -70,10 +95,13 @@ impl AdapterStore {
     ///
     /// # Errors
     /// [`AdapterError::Catalog`]; then nothing has changed.
-    pub fn change(&self, change: &NameChange, serving: Option<Serving>) -> Result<Changed, AdapterError> {
+    pub fn change(&self, change: &NameChange, serving: Option<Serving>) -> Result<(Changed, MoveTimes), AdapterError> {
         let lost = |error: crate::store::StoreError| AdapterError::Catalog { reason: error.to_string() };
+        let begun = Instant::now();
         let changed = self.store.change_name(change).map_err(lost)?;
-        let Changed::Applied(step) = &changed else { return Ok(changed) };
+        let mut times = MoveTimes { sync_us: micros(begun), flip_us: 0 };
+        let Changed::Applied(step) = &changed else { return Ok((changed, times)) };
+        let begun = Instant::now();
         let mut catalog = self.catalog();
         catalog.moved(change.row.clone(), step.clone(), serving);
         // Under the catalog's lock, so that two names which share a version do not undo each other's doing.
@@ -88,7 +116,9 @@ impl AdapterStore {
                 }
             }
         }
-        Ok(changed)
+        drop(catalog);
+        times.flip_us = micros(begun);
+        Ok((changed, times))
     }
 
     /// Frees a candidate that got no name.
@@ -178,6 +208,10 @@ impl AdapterStore {
         }
         Ok(removed)
     }
+}
+
+fn micros(begun: Instant) -> u64 {
+    begun.elapsed().as_micros() as u64
 }
 
 fn refused(name: &str, refusals: Vec<Refusal>) -> AdapterError {

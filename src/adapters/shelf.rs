@@ -243,7 +243,8 @@ impl Loader {
         }
         let begun = Instant::now();
         let files = self.vault.read(version, self.limits.max_file_bytes).map_err(refused)?;
-        reservation.times.read_us = begun.elapsed().as_micros() as u64;
+        reservation.times.hash_us = files.hash_us();
+        reservation.times.read_us = (begun.elapsed().as_micros() as u64).saturating_sub(files.hash_us());
         if files.version() != version {
             let reason = format!("the copy of version {} holds {} now", version.short(), files.version().short());
             return Err(unreadable(reason));

@@ -15,6 +15,11 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 
+/// The data directory of the server that this process starts. What the caller puts there before goes with it.
+pub fn place() -> PathBuf {
+    std::env::temp_dir().join(format!("tunegate-started-{}", std::process::id()))
+}
+
 /// How long a server may take until it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
@@ -38,7 +43,7 @@ impl Started {
             .map_err(|error| format!("no free port: {error}"))?
             .port();
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
-        let data_dir = std::env::temp_dir().join(format!("tunegate-started-{}", std::process::id()));
+        let data_dir = place();
         let signals = Signals::catch().map_err(|error| format!("signals cannot be caught: {error}"))?;
         let child = Command::new(program)
             .arg("serve")

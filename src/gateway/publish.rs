@@ -8,15 +8,18 @@ use std::{
     collections::HashMap,
     future::Future,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
-pub use request::{Candidate, Expected, Load, Origin, PublishError, Published, Rollback, Unload, VaultLimits};
+pub use request::{
+    Candidate, Expected, Load, Origin, PublishError, PublishTimes, Published, Rollback, Unload, VaultLimits,
+};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, RwLock, Semaphore};
 
 use crate::{
     adapters::{
-        AdapterError, AdapterLease, AdapterStore, Admitted, Changed, ManagedBy, NameChange, NameRow, Named, Operation,
-        Serving, check::AdapterPlan, folder::AdapterFiles,
+        AdapterError, AdapterLease, AdapterStore, AdmitTimes, Admitted, Changed, ManagedBy, MoveTimes, NameChange,
+        NameRow, Named, Operation, Serving, Step, check::AdapterPlan, folder::AdapterFiles,
     },
     terms::{AdapterName, AdapterVersion, Moment},
 };
@@ -157,10 +160,17 @@ impl Publisher {
         let Load { name, candidate, replace, expected, pinned, warm, origin } = load;
         let adapters = &self.0.adapters;
         let reader = self.reader().await?;
-        let files = {
+        let (files, read_us) = {
             let (adapters, name) = (Arc::clone(adapters), name.to_string());
-            blocking(move || open(&adapters, &name, candidate).map_err(PublishError::from)).await?
+            blocking(move || {
+                let begun = Instant::now();
+                let files = open(&adapters, &name, candidate)?;
+                let read_us = micros(begun).saturating_sub(files.hash_us());
+                Ok((files, read_us))
+            })
+            .await?
         };
+        let times = PublishTimes { read_us, hash_us: files.hash_us(), ..PublishTimes::default() };
         let version = files.version();
         let named = adapters.named(name.as_str());
         let row = named.as_ref().map(|named| &named.row);
@@ -170,7 +180,8 @@ impl Publisher {
         let serving = named.as_ref().and_then(|named| Some((named.row.version?, named.serving.clone()?)));
         match serving {
             Some((current, serving)) if current == version => {
-                return self.settle(named, Admitted { version, serving }, pinned, origin).await;
+                let admitted = Admitted { version, serving, times: AdmitTimes::default() };
+                return self.settle(named, admitted, pinned, origin).await;
             }
             Some(_) if !replace => return Err(PublishError::AlreadyLoaded { name, version }),
             Some(_) | None => {}
@@ -183,7 +194,7 @@ impl Publisher {
         };
         drop(reader);
         let operation = if row.is_some_and(|row| row.version.is_some()) { Operation::Replace } else { Operation::Load };
-        let target = Target { name, admitted, operation, pinned, warm };
+        let target = Target { name, admitted, operation, pinned, warm, times };
         let published = self.point(row.cloned(), target, origin).await?;
         drop(_kept);
         self.prune().await;
@@ -204,7 +215,8 @@ impl Publisher {
             && current == version
         {
             let pinned = named.row.pinned;
-            return self.settle(Some(named), Admitted { version, serving }, pinned, origin).await;
+            let admitted = Admitted { version, serving, times: AdmitTimes::default() };
+            return self.settle(Some(named), admitted, pinned, origin).await;
         }
         let _kept = Arc::clone(&self.0.vault).read_owned().await;
         let admitted = {
@@ -212,7 +224,8 @@ impl Publisher {
             blocking(move || Ok(adapters.readmit(&name, version)?)).await?
         };
         let pinned = named.row.pinned;
-        let target = Target { name, admitted, operation: Operation::Rollback, pinned, warm: true };
+        let times = PublishTimes::default();
+        let target = Target { name, admitted, operation: Operation::Rollback, pinned, warm: true, times };
         self.point(Some(named.row), target, origin).await
     }
 
@@ -268,29 +281,40 @@ impl Publisher {
         let same =
             (change.row.managed_by, change.row.hold, change.row.pinned) == (row.managed_by, row.hold, row.pinned);
         if same {
-            return Ok(Published { row, was: Some(admitted.version), step: None, admitted });
+            let times = PublishTimes::default();
+            return Ok(Published { row, was: Some(admitted.version), step: None, admitted, times });
         }
         if pinned {
             self.0.adapters.pin(&name, admitted.version).await?;
         }
-        self.publish(change, admitted).await
+        self.publish(change, admitted, PublishTimes::default()).await
     }
 
     /// Brings a candidate that was checked and kept to its name.
     async fn point(&self, row: Option<NameRow>, target: Target, origin: Origin) -> Result<Published, PublishError> {
-        let Target { name, admitted, operation, pinned, warm } = target;
+        let Target { name, admitted, operation, pinned, warm, mut times } = target;
         let version = admitted.version;
         // In memory before any request asks for it; held until the name points at it.
+        let begun = Instant::now();
         let _weights = self.warm(&name, version, pinned, warm).await?;
+        times.warm_us = micros(begun);
         let change = change(row.as_ref(), &name, Some(version), operation, pinned, origin);
-        self.publish(change, admitted).await
+        self.publish(change, admitted, times).await
     }
 
-    async fn publish(&self, change: NameChange, admitted: Admitted) -> Result<Published, PublishError> {
+    async fn publish(
+        &self,
+        change: NameChange,
+        admitted: Admitted,
+        times: PublishTimes,
+    ) -> Result<Published, PublishError> {
         let (was, version) = (change.seen, admitted.version);
         let row = change.row.clone();
         match self.write(change, Some(admitted.serving.clone())).await {
-            Ok(step) => Ok(Published { row, was, step: Some(step), admitted }),
+            Ok((step, moved)) => {
+                let times = PublishTimes { admit: admitted.times, moved, ..times };
+                Ok(Published { row, was, step: Some(step), admitted, times })
+            }
             Err(error) => {
                 self.0.adapters.let_go(version);
                 Err(error)
@@ -324,10 +348,10 @@ impl Publisher {
         }
     }
 
-    async fn write(&self, change: NameChange, serving: Option<Serving>) -> Result<crate::adapters::Step, PublishError> {
+    async fn write(&self, change: NameChange, serving: Option<Serving>) -> Result<(Step, MoveTimes), PublishError> {
         let adapters = Arc::clone(&self.0.adapters);
         blocking(move || match adapters.change(&change, serving)? {
-            Changed::Applied(step) => {
+            (Changed::Applied(step), times) => {
                 tracing::info!(
                     adapter = %change.row.name,
                     version = change.row.version.map(|version| version.short()),
@@ -336,9 +360,9 @@ impl Publisher {
                     who = step.who,
                     "a name was moved"
                 );
-                Ok(step)
+                Ok((step, times))
             }
-            Changed::Moved { found } => {
+            (Changed::Moved { found }, _) => {
                 let name = change.row.name;
                 Err(PublishError::Conflict { name, expected: shown(change.seen), found: shown(found) })
             }
@@ -370,6 +394,7 @@ struct Target {
     operation: Operation,
     pinned: bool,
     warm: bool,
+    times: PublishTimes,
 }
 
 fn open(adapters: &AdapterStore, name: &str, candidate: Candidate) -> Result<AdapterFiles, AdapterError> {
@@ -425,6 +450,10 @@ fn change(
 
 fn shown(version: Option<AdapterVersion>) -> String {
     version.map_or_else(|| "no version".to_owned(), |version| version.short())
+}
+
+fn micros(begun: Instant) -> u64 {
+    begun.elapsed().as_micros() as u64
 }
 
 /// Disk and hashing, off the threads that answer.

@@ -8,3 +8,4 @@ mod healthy;
 mod mutations;
 mod publishing;
 mod store;
+mod under_traffic;

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod measured;
+mod swapped;
 
 use std::{
     fs,

@@ -1,6 +1,9 @@
 //! The demo adapters and the suites that judge them, as they are committed.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use tunegate::{
     adapters::{AdapterLimits, check::check_folder},
@@ -60,4 +63,28 @@ fn every_committed_suite_can_be_asked_of_every_contender_that_its_prompts_name()
             }
         }
     }
+}
+
+#[test]
+fn the_demo_replaces_a_version_under_traffic_rolls_back_and_survives_a_kill() {
+    let python = std::env::var("TUNEGATE_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let output = Command::new(python)
+        .arg(here("scripts/demo"))
+        .args([demo_model(), PathBuf::from(env!("CARGO_BIN_EXE_tunegate"))])
+        .arg("swap")
+        .output()
+        .expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let after = |step: &str| -> Vec<&str> {
+        let line = text.lines().find(|line| line.trim_start().starts_with(step));
+        let line = line.unwrap_or_else(|| panic!("{step} is not in {text}"));
+        line[34..].split("  ").map(str::trim).collect()
+    };
+    let (one, two) = (after("load v1"), after("replace by v2"));
+    assert!(one[0].len() == 12 && one[0] != two[0] && one[1] != two[1], "{text}");
+    assert_eq!(after("roll back, one call"), one, "{text}");
+    assert_eq!(after("kill -9, and started again"), one, "{text}");
+    let answers = text.lines().find(|line| line.contains(" answers meanwhile, 0 failed")).expect("none failed");
+    assert!(answers.contains(one[0]) && answers.contains(two[0]), "{text}");
 }

@@ -4,6 +4,7 @@ mod adapters;
 mod api;
 mod client;
 mod commands;
+mod crash;
 mod demo;
 mod engine;
 mod gateway;

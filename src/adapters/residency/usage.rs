@@ -10,8 +10,9 @@ use crate::terms::Moment;
 /// How long the stages of one load took, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadTimes {
-    /// Reading the files and hashing them.
+    /// Reading the files.
     pub read_us: u64,
+    pub hash_us: u64,
     /// Parsing them and checking every tensor against the base.
     pub check_us: u64,
     /// Waiting for room, and bringing them into the decoder's own form.

@@ -4,6 +4,7 @@ mod client;
 mod engine;
 pub mod numerics;
 mod report;
+mod swap;
 
 use std::{
     path::PathBuf,
@@ -30,7 +31,8 @@ Examples:
   tunegate bench --concurrency 8 --adapters 8          eight streams on eight different adapters
   tunegate bench --start models/demo.gguf --json out.json -- --adapter-dir adapters
   tunegate bench engine models/demo.gguf --profile     where a step of the decoder goes, without a server
-  tunegate bench numerics models/demo.gguf --text t    what int8 activations and 16-bit keys and values change"
+  tunegate bench numerics models/demo.gguf --text t    what int8 activations and 16-bit keys and values change
+  tunegate bench swap models/demo.gguf v1 v2           adapters changed under streams, every answer held against its version"
 )]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -85,6 +87,7 @@ pub struct BenchArgs {
 enum Part {
     Engine(engine::EngineArgs),
     Numerics(numerics::NumericsArgs),
+    Swap(swap::SwapArgs),
 }
 
 /// Runs the measurement and prints it. An error is one line for a person.
@@ -92,6 +95,7 @@ pub fn run(args: BenchArgs) -> Result<(), String> {
     match &args.part {
         Some(Part::Engine(args)) => return engine::run(args),
         Some(Part::Numerics(args)) => return numerics::run(args),
+        Some(Part::Swap(args)) => return swap::run(args),
         None => {}
     }
     let started = args.start.as_deref().map(|model| Started::spawn(model, &args.serve)).transpose()?;

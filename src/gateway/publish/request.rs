@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    adapters::{AdapterError, Admitted, ManagedBy, NameRow, Step, folder::AdapterFiles},
+    adapters::{AdapterError, AdmitTimes, Admitted, ManagedBy, MoveTimes, NameRow, Step, folder::AdapterFiles},
     config::AdapterConfig,
     terms::{AdapterName, AdapterVersion},
 };
@@ -84,6 +84,20 @@ pub struct Published {
     /// What was written down; `None` where nothing changed.
     pub step: Option<Step>,
     pub admitted: Admitted,
+    pub times: PublishTimes,
+}
+
+/// How long the stages of a change took, in microseconds; 0 for those that it did not need. What it waited for its turn is
+/// in none of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PublishTimes {
+    /// Reading the candidate's files.
+    pub read_us: u64,
+    pub hash_us: u64,
+    pub admit: AdmitTimes,
+    /// Bringing its weights into memory.
+    pub warm_us: u64,
+    pub moved: MoveTimes,
 }
 
 impl Published {

@@ -8,7 +8,10 @@ use axum::{
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
-use super::{view::AdapterBody, vllm};
+use super::{
+    view::{AdapterBody, TimesBody},
+    vllm,
+};
 use crate::{
     adapters::{
         AdapterError, ManagedBy, Refusal,
@@ -293,5 +296,6 @@ fn shown_as(app: &AppState, published: &Published) -> Value {
     let mut value = named.map_or(Value::Null, |named| json!(AdapterBody::of(&named, adapters, None, false)));
     value["was"] = json!(published.was);
     value["changed"] = json!(published.step.is_some());
+    value["times"] = json!(TimesBody::of(published.times));
     value
 }

@@ -2,8 +2,11 @@
 
 use serde::Serialize;
 
-use crate::adapters::{AdapterStore, LoadTimes, ManagedBy, Named, Operation, Refusal, Residency, Step, VersionUse};
-use crate::terms::AdapterVersion;
+use crate::{
+    adapters::{AdapterStore, LoadTimes, ManagedBy, Named, Operation, Refusal, Residency, Step, VersionUse},
+    gateway::publish::PublishTimes,
+    terms::AdapterVersion,
+};
 
 /// A name, what it points at, and where that is.
 #[derive(Debug, Serialize)]
@@ -61,6 +64,7 @@ struct VersionBody {
 #[derive(Debug, Serialize)]
 struct LoadBody {
     read_ms: f64,
+    hash_ms: f64,
     check_ms: f64,
     pack_ms: f64,
 }
@@ -165,9 +169,40 @@ fn versions(named: &Named, adapters: &AdapterStore) -> Vec<VersionBody> {
 
 impl LoadBody {
     fn of(times: LoadTimes) -> Self {
-        let ms = |us: u64| us as f64 / 1e3;
-        Self { read_ms: ms(times.read_us), check_ms: ms(times.check_us), pack_ms: ms(times.pack_us) }
+        let LoadTimes { read_us, hash_us, check_us, pack_us } = times;
+        Self { read_ms: ms(read_us), hash_ms: ms(hash_us), check_ms: ms(check_us), pack_ms: ms(pack_us) }
     }
+}
+
+/// How long the stages of a change took, in milliseconds.
+#[derive(Debug, Serialize)]
+pub struct TimesBody {
+    read_ms: f64,
+    hash_ms: f64,
+    check_ms: f64,
+    keep_ms: f64,
+    warm_ms: f64,
+    sync_ms: f64,
+    flip_ms: f64,
+}
+
+impl TimesBody {
+    pub fn of(times: PublishTimes) -> Self {
+        let PublishTimes { read_us, hash_us, admit, warm_us, moved } = times;
+        Self {
+            read_ms: ms(read_us),
+            hash_ms: ms(hash_us),
+            check_ms: ms(admit.check_us),
+            keep_ms: ms(admit.keep_us),
+            warm_ms: ms(warm_us),
+            sync_ms: ms(moved.sync_us),
+            flip_ms: ms(moved.flip_us),
+        }
+    }
+}
+
+fn ms(us: u64) -> f64 {
+    us as f64 / 1e3
 }
 
 impl StepBody {

@@ -69,7 +69,13 @@ fn adapter(refusals: &Value) -> Value {
     let ms = json!({"type": "number", "minimum": 0});
     let load = json!({
         "type": ["object", "null"], "description": "How long the stages of the last load took.",
-        "properties": {"read_ms": ms, "check_ms": ms, "pack_ms": ms},
+        "properties": {"read_ms": ms, "hash_ms": ms, "check_ms": ms, "pack_ms": ms},
+    });
+    let times = json!({
+        "type": "object", "description": "How long the stages of the change took, in its answer.",
+        "properties": {
+            "read_ms": ms, "hash_ms": ms, "check_ms": ms, "keep_ms": ms, "warm_ms": ms, "sync_ms": ms, "flip_ms": ms,
+        },
     });
     let version = json!({
         "version": text(), "current": {"type": "boolean"}, "tier": {"enum": ["memory", "loading", "disk", "gone"]},
@@ -91,7 +97,7 @@ fn adapter(refusals: &Value) -> Value {
             "notes": texts(), "leases": count(), "last_used": maybe_count, "load": load, "refused": refusals,
             "versions": {"type": "array", "items": {"type": "object", "properties": version}},
             "history": {"type": "array", "items": {"type": "object", "properties": step}},
-            "was": maybe_text(), "changed": {"type": "boolean"},
+            "was": maybe_text(), "changed": {"type": "boolean"}, "times": times,
         }),
         &["id", "object", "status", "version", "managed_by", "hold", "pinned", "leases"],
     )

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// A kind: its name, what is changed, the code, and what the message says.
-struct Kind(&'static str, fn(&mut Draft), Code, &'static str);
+pub struct Kind(pub &'static str, pub fn(&mut Draft), pub Code, pub &'static str);
 
 fn a() -> String {
     format!("{Q0}.lora_A.weight")
@@ -724,11 +724,11 @@ const FEATURES: &[Kind] = &[
     Kind("manifest-template", |d| d.put(MANIFEST_FILE, "template = ' '"), Code::MalformedConfig, "template: is empty"),
 ];
 
-fn kinds() -> impl Iterator<Item = &'static Kind> {
+pub fn kinds() -> impl Iterator<Item = &'static Kind> {
     [FILES, WEIGHTS, TENSORS, CONFIG, FEATURES].into_iter().flatten()
 }
 
-fn write(Kind(name, change, ..): &Kind, root: &Path) -> std::path::PathBuf {
+pub fn write(Kind(name, change, ..): &Kind, root: &Path) -> std::path::PathBuf {
     let mut draft = Draft::plain();
     change(&mut draft);
     let folder = root.join(name);
