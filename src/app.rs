@@ -21,6 +21,7 @@ use crate::{
     gateway::{
         Gateway, GatewaySettings, Parts, Publisher,
         publish::{PublishError, VaultLimits},
+        trial::Trial,
     },
     http::{
         self,
@@ -127,8 +128,10 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
         Arc::clone(metrics),
     )?;
     let journal = Journal::open(store, &config.record, Arc::clone(metrics))?;
-    let publisher = Publisher::new(Arc::clone(&adapters.store), VaultLimits::from(&config.adapters));
     let (engine, thread) = engine::spawn(loaded.decoder, config.engine.clone(), Arc::clone(metrics));
+    let trial = config.adapters.trial.then(|| Trial::new(engine.clone(), Arc::clone(&text), Arc::clone(metrics)));
+    let limits = VaultLimits::from(&config.adapters);
+    let publisher = Publisher::trying(Arc::clone(&adapters.store), limits, trial);
     model::give_back_free_memory();
     let gateway = Gateway::new(Parts {
         engine,

@@ -49,6 +49,10 @@ pub struct Metrics {
     pub adapter_bytes: IntGauge,
     pub adapter_loads: IntCounterVec,
     pub adapter_load_seconds: Histogram,
+    /// Adapters that failed and are not tried again for a while.
+    pub adapters_quarantined: IntGauge,
+    /// Trials of candidates: `passed`, or the test that failed.
+    pub adapter_trials: IntCounterVec,
     pub http_responses: IntCounterVec,
     pub http_connections: IntGauge,
     pub http_in_flight: IntGauge,
@@ -181,6 +185,15 @@ impl Metrics {
             adapter_bytes: gauge("tunegate_adapter_bytes", "Bytes of packed adapter weights in memory."),
             adapter_loads: counters("tunegate_adapter_loads_total", "Adapter loads, by outcome.", &["outcome"]),
             adapter_load_seconds: histogram("tunegate_adapter_load_seconds", "Reading, checking and packing.", SECONDS),
+            adapters_quarantined: gauge(
+                "tunegate_adapters_quarantined",
+                "Adapters that failed and are not tried again for a while.",
+            ),
+            adapter_trials: counters(
+                "tunegate_adapter_trials_total",
+                "Trials of adapters, by outcome: passed, or the test that failed.",
+                &["outcome"],
+            ),
             http_responses: counters(
                 "tunegate_http_responses_total",
                 "Responses by route and status.",

@@ -7,6 +7,7 @@ mod question;
 mod replay;
 mod reply;
 mod route;
+pub mod trial;
 
 use std::{
     sync::{
@@ -24,9 +25,9 @@ pub use route::Route;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    adapters::AdapterStore,
+    adapters::{AdapterLease, AdapterStore},
     engine::EngineHandle,
-    journal::Journal,
+    journal::{Journal, Slot},
     metrics::Metrics,
     terms::{Digest, RecordPolicy, SamplingLayer},
     text::Text,
@@ -99,6 +100,23 @@ impl Gateway {
             Route::Base => None,
             Route::Adapter { name, version } => Some(parts.adapters.lease(name, *version).await?),
         };
+        self.answer(ask, lease, slot).await
+    }
+
+    /// As [`Gateway::ask`], of weights that the caller holds, whether or not a name points at them. `ask.model` has no
+    /// effect.
+    ///
+    /// # Errors
+    /// As [`Gateway::ask`].
+    pub async fn ask_version(&self, ask: Ask, lease: AdapterLease) -> Result<Reply, AskError> {
+        if self.is_draining() {
+            return Err(AskError::Draining);
+        }
+        let slot = self.0.parts.journal.reserve(question::choices(&ask))?;
+        self.answer(ask, Some(lease), slot).await
+    }
+
+    async fn answer(&self, ask: Ask, lease: Option<AdapterLease>, slot: Slot) -> Result<Reply, AskError> {
         let question = question::settle(self, ask, lease).await?;
         reply::begin(self, question, slot).await
     }

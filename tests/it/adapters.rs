@@ -4,5 +4,7 @@ mod bad;
 mod draft;
 mod healthy;
 mod mutations;
+mod planted;
 mod publishing;
 mod store;
+mod trial;
