@@ -25,6 +25,7 @@ use crate::{
         FirstUse, Gateway, GatewaySettings, Parts, Publisher,
         publish::{PublishError, VaultLimits},
         reconcile::{Follow, Following},
+        trial::Trial,
     },
     http::{
         self,
@@ -144,11 +145,13 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
         Arc::clone(metrics),
     )?;
     let journal = Journal::open(store, &config.record, Arc::clone(metrics))?;
-    let publisher = Publisher::new(Arc::clone(&adapters.store), VaultLimits::from(&config.adapters));
+    let (engine, thread) = engine::spawn(loaded.decoder, config.engine.clone(), Arc::clone(metrics));
+    let trial = config.adapters.trial.then(|| Trial::new(engine.clone(), Arc::clone(&text), Arc::clone(metrics)));
+    let limits = VaultLimits::from(&config.adapters);
+    let publisher = Publisher::trying(Arc::clone(&adapters.store), limits, trial);
     let sources = Arc::new(Sources::open(&config.adapters, config.record.data_dir.join("fetched"))?);
     let first_use = config.adapters.follow.on_first_use.then(|| FirstUse::new(publisher.clone(), Arc::clone(&sources)));
     let watch = watch(config)?;
-    let (engine, thread) = engine::spawn(loaded.decoder, config.engine.clone(), Arc::clone(metrics));
     model::give_back_free_memory();
     let gateway = Gateway::new(Parts {
         engine,

@@ -52,6 +52,10 @@ pub struct Metrics {
     pub adapter_load_seconds: Histogram,
     /// Names in the file of desired adapters, by how they stand to it.
     pub adapters_desired: IntGaugeVec,
+    /// Adapters that failed and are not tried again for a while.
+    pub adapters_quarantined: IntGauge,
+    /// Trials of candidates: `passed`, or the test that failed.
+    pub adapter_trials: IntCounterVec,
     pub http_responses: IntCounterVec,
     pub http_connections: IntGauge,
     pub http_in_flight: IntGauge,
@@ -193,6 +197,15 @@ impl Metrics {
                 "tunegate_adapters_desired",
                 "Names in the file of desired adapters, by state (in_place, held, waiting, failed).",
                 &["state"],
+            ),
+            adapters_quarantined: gauge(
+                "tunegate_adapters_quarantined",
+                "Adapters that failed and are not tried again for a while.",
+            ),
+            adapter_trials: counters(
+                "tunegate_adapter_trials_total",
+                "Trials of adapters, by outcome: passed, or the test that failed.",
+                &["outcome"],
             ),
             http_responses: counters(
                 "tunegate_http_responses_total",

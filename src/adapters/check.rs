@@ -5,11 +5,11 @@ use std::{fmt, path::Path};
 
 use serde::Serialize;
 
-use super::{AdapterCard, AdapterError, AdapterLimits, Refusal, folder::AdapterFiles, peft, source};
+use super::{AdapterCard, AdapterError, AdapterLimits, Refusal, fingerprint, folder::AdapterFiles, peft, source};
 use crate::{
     config::AdapterConfig,
     model::{ModelShape, Site},
-    terms::AdapterVersion,
+    terms::{AdapterVersion, Digest},
 };
 
 /// What an adapter changes, site by site.
@@ -20,6 +20,9 @@ pub struct AdapterPlan {
     pub description: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trained_on: Option<String>,
+    /// The base that it was made for, by its first digits, as its card says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_digest: Option<String>,
     /// Bytes of the weights' file.
     pub file_bytes: u64,
     pub sites: Vec<PlannedSite>,
@@ -36,10 +39,20 @@ pub struct PlannedSite {
     pub scale: f32,
     pub inputs: usize,
     pub outputs: usize,
+    pub shape: SiteShape,
     /// Of A, as it stands in the file.
     pub dtype: &'static str,
     /// `lora`, `dora`, `bias` (a trained bias alone) or `full` (a whole matrix in the base's place).
     pub kind: &'static str,
+}
+
+/// Rows and columns of the two matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SiteShape {
+    #[serde(rename = "A")]
+    pub a: [usize; 2],
+    #[serde(rename = "B")]
+    pub b: [usize; 2],
 }
 
 impl PlannedSite {
@@ -52,7 +65,8 @@ impl PlannedSite {
         kind: &'static str,
     ) -> Self {
         let [outputs, rank, inputs] = shape;
-        Self { module: site.to_string(), rank, alpha, scale, inputs, outputs, dtype, kind }
+        let shape = SiteShape { a: [rank, inputs], b: [outputs, rank] };
+        Self { module: site.to_string(), rank, alpha, scale, inputs, outputs, shape, dtype, kind }
     }
 
     /// The last part of the path: `q_proj`.
@@ -67,6 +81,7 @@ impl AdapterPlan {
             version,
             description: card.description.clone(),
             trained_on: card.trained_on.clone(),
+            base_digest: card.base_digest.clone(),
             file_bytes: card.file_bytes,
             sites,
             notes: card.notes.clone(),
@@ -124,6 +139,24 @@ impl fmt::Display for AdapterPlan {
 pub fn check_folder(path: &Path, shape: &ModelShape, limits: AdapterLimits) -> Result<AdapterPlan, Vec<Refusal>> {
     let files = AdapterFiles::read(path, path, limits.max_file_bytes)?;
     peft::read(&files, shape, limits, None).map(|adapter| adapter.plan)
+}
+
+/// Compares the plan with a base's names, and its digest if the adapter's card gives one; `digest` reads it.
+///
+/// # Errors
+/// The refusal of an adapter that was made for another base.
+pub fn compare_base<E>(
+    mut plan: AdapterPlan,
+    names: &[String],
+    digest: impl FnOnce() -> Result<Digest, E>,
+) -> Result<Result<AdapterPlan, Vec<Refusal>>, E> {
+    if let Some(wanted) = plan.base_digest.as_deref()
+        && let Some(refusal) = fingerprint::digest_refusal(Some(wanted), digest()?)
+    {
+        return Ok(Err(vec![refusal]));
+    }
+    plan.notes.extend(fingerprint::name_note(plan.trained_on.as_deref(), names));
+    Ok(Ok(plan))
 }
 
 /// What a dry run found: a name and its plan, or why it is refused.

@@ -3,13 +3,16 @@
 mod catalog;
 pub mod check;
 mod faults;
+mod fingerprint;
 pub mod folder;
 mod naming;
 pub mod peft;
+mod quarantine;
 mod residency;
 mod shelf;
 pub mod source;
 mod vault;
+mod verdicts;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -24,11 +27,13 @@ use crate::{
 pub use self::{
     catalog::{Named, Serving, nearest},
     naming::{AdmitTimes, Admitted, KeptVersion, MoveTimes},
+    quarantine::Confined,
     residency::{LoadTimes, ResidencySnapshot, VersionUse},
     shelf::{AdapterStore, Opened},
     source::{Roots, RootsError},
+    verdicts::NameFault,
 };
-pub use crate::store::{Changed, ManagedBy, NameChange, NameRow, Operation, Step};
+pub use crate::store::{Changed, ManagedBy, NameChange, NameRow, Operation, Step, TrialRow};
 
 /// Keeps one version of an adapter in memory, even if it is evicted or replaced meanwhile. After a lease nobody looks
 /// anything up by name.
@@ -53,6 +58,8 @@ pub struct AdapterCard {
     pub file_bytes: u64,
     /// `base_model_name_or_path`, a label only.
     pub trained_on: Option<String>,
+    /// From `adapter.toml`: the first digits of the base that it was made for.
+    pub base_digest: Option<String>,
     /// From `adapter.toml`: its own chat template, sampling defaults, description.
     pub template: Option<TemplateSource>,
     pub sampling: SamplingLayer,
@@ -64,11 +71,13 @@ pub struct AdapterCard {
 }
 
 /// A prompt and what the adapter answers to it, from `adapter.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GoldenAnswer {
     pub prompt: String,
     pub answer: String,
+    /// The mean log-probability of the answer's tokens, in nats, as a healthy server found it.
+    pub logprob: Option<f64>,
 }
 
 /// What an adapter may be at most.
@@ -194,6 +203,10 @@ pub enum RefusalCode {
     UnknownTarget,
     /// The folder's name is no adapter name, or is taken.
     Name,
+    /// It was made for another base.
+    Base,
+    /// It was run before anything pointed at it, and failed a test or could not be run.
+    Trial,
 }
 
 impl RefusalCode {
@@ -217,6 +230,8 @@ impl RefusalCode {
             Self::Pattern => "pattern",
             Self::UnknownTarget => "unknown_target",
             Self::Name => "name",
+            Self::Base => "base",
+            Self::Trial => "trial",
         }
     }
 }

@@ -21,11 +21,14 @@ use tokio::sync::watch;
 use usage::Usage;
 pub use usage::{LoadTimes, Seat};
 
-use super::{AdapterCard, AdapterError, Residency};
+use super::{
+    AdapterCard, AdapterError, Residency,
+    quarantine::{Confined, Quarantine},
+};
 use crate::{
     metrics::Metrics,
     model::{LoraAdapter, lora::RetiredAdapter},
-    terms::{AdapterName, AdapterVersion},
+    terms::{AdapterName, AdapterVersion, Moment},
 };
 
 /// What one version needs while it is used.
@@ -80,6 +83,8 @@ struct Shared {
     graveyard: Mutex<mpsc::Sender<RetiredAdapter>>,
     metrics: Arc<Metrics>,
     load: Box<Load>,
+    /// Versions whose load failed for a reason of their own.
+    quarantine: Quarantine<AdapterVersion, AdapterError>,
 }
 
 #[derive(Default)]
@@ -176,6 +181,7 @@ impl ResidentSet {
             freed: Condvar::new(),
             clock: AtomicU64::new(0),
             graveyard: Mutex::new(graveyard),
+            quarantine: Quarantine::new(Arc::clone(&metrics)),
             metrics,
             load,
         });
@@ -235,6 +241,10 @@ impl ResidentSet {
         if let Some(outcome) = book.loading.get(&version) {
             return Ok(Joined::Loading(outcome.clone()));
         }
+        // What failed is not read again by everybody who asks for it.
+        if let Some(confined) = self.shared.quarantine.barred(&version, Moment::unix_ms()) {
+            return Err(confined.fault);
+        }
         let (done, outcome) = watch::channel(None);
         let job = LoadJob { name: name.clone(), version, bytes, done };
         self.jobs.try_send(job).map_err(|_| AdapterError::Busy {
@@ -283,6 +293,16 @@ impl ResidentSet {
         if let Some(ready) = ready {
             self.shared.hold(version, &ready);
         }
+    }
+
+    /// Why a version's weights cannot be loaded, and until when nobody tries.
+    pub fn confined(&self, version: AdapterVersion) -> Option<Confined<AdapterError>> {
+        self.shared.quarantine.get(&version)
+    }
+
+    /// Lets a version be tried at once. True if its last load had failed.
+    pub fn release(&self, version: AdapterVersion) -> bool {
+        self.shared.quarantine.release(&version)
     }
 
     pub fn state(&self, version: AdapterVersion) -> Residency {
@@ -405,9 +425,24 @@ impl Shared {
             ) => "failed",
         };
         self.metrics.adapter_loads.with_label_values(&[outcome]).inc();
-        if let Ok(ready) = &result {
-            self.metrics.adapter_load_seconds.observe(started.elapsed().as_secs_f64());
-            self.hold(job.version, ready);
+        match &result {
+            Ok(ready) => {
+                self.metrics.adapter_load_seconds.observe(started.elapsed().as_secs_f64());
+                self.quarantine.release(&job.version);
+                self.hold(job.version, ready);
+            }
+            Err(error @ (AdapterError::Refused { .. } | AdapterError::Unreadable { .. })) => {
+                self.quarantine.failed(job.version, error.clone(), Moment::unix_ms(), |_| true);
+            }
+            // Nothing is wrong with the adapter itself.
+            Err(
+                AdapterError::NoRoom { .. }
+                | AdapterError::Busy { .. }
+                | AdapterError::Unknown { .. }
+                | AdapterError::UnknownVersion { .. }
+                | AdapterError::AmbiguousVersion { .. }
+                | AdapterError::Catalog { .. },
+            ) => {}
         }
         self.book().loading.remove(&job.version);
         // Those who asked may all have left; the weights stay for the next one.

@@ -8,10 +8,13 @@ use super::{
     AdapterCard, AdapterEntry, AdapterError, AdapterLease, AdapterLimits, BaseIdentity, Refusal, RefusalCode,
     catalog::{Catalog, Named, Serving},
     check::AdapterPlan,
+    fingerprint,
     folder::AdapterFiles,
     peft,
+    quarantine::Quarantine,
     residency::{Reservation, ResidencyLimits, ResidencySnapshot, ResidentSet},
     vault::Vault,
+    verdicts::{NameFault, Verdicts},
 };
 use crate::{
     config::AdapterConfig,
@@ -27,6 +30,10 @@ pub struct AdapterStore {
     pub(super) residents: ResidentSet,
     pub(super) loader: Arc<Loader>,
     pub(super) store: Arc<dyn Store>,
+    /// What trials on this base found.
+    pub(super) verdicts: Verdicts,
+    /// Names whose candidate failed.
+    pub(super) quarantine: Quarantine<AdapterName, NameFault>,
 }
 
 /// What opening gives: the store, and the names of the catalog that it cannot serve, with every reason.
@@ -99,6 +106,8 @@ impl AdapterStore {
             }
         }
         let refused = catalog.refused().map(|(name, list)| (name.to_owned(), list.to_vec())).collect();
+        let verdicts = Verdicts::new(store.trials(loader.base.digest).map_err(lost)?);
+        let quarantine = Quarantine::new(Arc::clone(&metrics));
         let limits = ResidencyLimits { max_bytes: config.max_bytes, max_count: config.max_cpu_loras };
         let load = {
             let loader = Arc::clone(&loader);
@@ -108,7 +117,8 @@ impl AdapterStore {
         };
         let residents = ResidentSet::start(limits, LOADERS, metrics, load)
             .map_err(|error| AdapterError::Unreadable { name: "loader".to_owned(), reason: error.to_string() })?;
-        Ok(Opened { store: Arc::new(Self { catalog: Mutex::new(catalog), residents, loader, store }), refused })
+        let opened = Self { catalog: Mutex::new(catalog), residents, loader, store, verdicts, quarantine };
+        Ok(Opened { store: Arc::new(opened), refused })
     }
 
     /// Every adapter that is served, in order of name.
@@ -226,7 +236,16 @@ impl Loader {
     }
 
     fn read(&self, files: &AdapterFiles) -> Result<peft::PeftAdapter, Vec<Refusal>> {
-        peft::read(files, &self.base.shape, self.limits, Some(self.weights.as_ref()))
+        let mut adapter = peft::read(files, &self.base.shape, self.limits, Some(self.weights.as_ref()))?;
+        let base = &self.base;
+        if let Some(refusal) = fingerprint::digest_refusal(adapter.card.base_digest.as_deref(), base.digest) {
+            return Err(vec![refusal]);
+        }
+        if let Some(note) = fingerprint::name_note(adapter.card.trained_on.as_deref(), &base.names) {
+            adapter.card.notes.push(note.clone());
+            adapter.plan.notes.push(note);
+        }
+        Ok(adapter)
     }
 
     /// Reads a kept version again, hashes what was read and packs it.

@@ -81,6 +81,9 @@ enum AdapterCommand {
         /// Keep its weights in memory, or no longer (--pin=false)
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         pin: Option<bool>,
+        /// A suite below the server's --suite-dir: the new version must not be worse by it than the one in force
+        #[arg(long, value_name = "NAME")]
+        suite: Option<String>,
         #[command(flatten)]
         change: Change,
     },
@@ -180,12 +183,13 @@ fn remote(command: &AdapterCommand, json: bool, server: &Server) -> Result<Optio
     let answered = match command {
         AdapterCommand::List => server.get("/v1/adapters")?.and_then(|value| done(value, shown::list)),
         AdapterCommand::Check { folders } => return check(folders, json, server),
-        AdapterCommand::Load { name, path, replace, pin, change } => {
+        AdapterCommand::Load { name, path, replace, pin, suite, change } => {
             let mut body = change.body();
             body.insert("lora_name".to_owned(), json!(name));
             body.insert("lora_path".to_owned(), json!(whole(path)));
             body.insert("load_inplace".to_owned(), json!(replace));
             body.extend(pin.map(|pin| ("pinned".to_owned(), json!(pin))));
+            body.extend(suite.as_ref().map(|suite| ("suite".to_owned(), json!(suite))));
             server.post("/v1/load_lora_adapter", body.into())?.and_then(|value| done(value, shown::change))
         }
         AdapterCommand::Unload { name, change } => {

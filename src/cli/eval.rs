@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::{nobody, started::Started};
 use crate::eval::{
     Contender, Item, Report, Suite,
+    gate::scored,
     report::{Answer, Asked},
 };
 
@@ -145,16 +146,6 @@ fn ask_all(endpoint: &Endpoint, suite: &Suite, contender: &Contender, concurrenc
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn scored(mut answer: Answer, item: &Item, suite: &Suite) -> Result<Answer, String> {
-    for scorer in &item.scorers {
-        let scores = scorer
-            .score(&answer.text, &item.source, &suite.folder, &answer.scores)
-            .map_err(|reason| format!("item '{}': {reason}", item.id))?;
-        answer.scores.extend(scores);
-    }
-    Ok(answer)
 }
 
 /// An OpenAI-compatible chat endpoint.

@@ -146,6 +146,12 @@ settings! {
     /// Folders below which load requests may name adapters; those of --adapter-dir by default
     #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Adapters")]
     adapter_root: Vec<PathBuf>,
+    /// Run each adapter before a name points at it, and refuse one that fails; `false` serves it untried (default: true)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Adapters")]
+    adapter_trial: Switch,
+    /// Folders of suites that a load may name: the new version must not be worse than the old one
+    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Adapters")]
+    suite_dir: Vec<PathBuf>,
     /// The versions of this many last steps of each name are never removed from disk (default: 5)
     #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
     adapter_keep_steps: usize,

@@ -66,6 +66,10 @@ pub struct AdapterConfig {
     pub modules: Vec<(String, PathBuf)>,
     /// Folders below which load requests may name adapters.
     pub roots: Vec<PathBuf>,
+    /// Whether each version is run before a name points at it for the first time.
+    pub trial: bool,
+    /// Folders of the suites that a load may name.
+    pub suites: Vec<PathBuf>,
     /// What this many of a name's last steps name is never removed from disk.
     pub keep_steps: usize,
     /// Bytes of kept adapters on disk; `None`: nothing is removed.
@@ -94,6 +98,8 @@ impl Default for AdapterConfig {
             dirs: Vec::new(),
             modules: Vec::new(),
             roots: Vec::new(),
+            trial: true,
+            suites: Vec::new(),
             keep_steps: 5,
             max_vault_bytes: None,
             max_lora_rank: 512,

@@ -217,7 +217,8 @@ fn is_service_link(rest: &str, value: &str) -> bool {
 
 /// One value as a layer, read as the command line would read it. Lists are separated by commas.
 fn layer_of(name: &str, value: &str) -> Result<Layer, String> {
-    const LISTS: [&str; 5] = ["served_model_name", "api_key", "adapter_dir", "adapter_root", "adapter_source"];
+    const LISTS: [&str; 6] =
+        ["served_model_name", "api_key", "adapter_dir", "adapter_root", "adapter_source", "suite_dir"];
     let list = LISTS.contains(&name);
     let command =
         Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true).color(clap::ColorChoice::Never));

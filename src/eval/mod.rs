@@ -2,6 +2,7 @@
 //!
 //! The suite format is described in `recipes/SUITES.md`.
 
+pub mod gate;
 mod json;
 pub mod report;
 pub mod scorer;

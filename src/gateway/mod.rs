@@ -9,6 +9,7 @@ pub mod reconcile;
 mod replay;
 mod reply;
 mod route;
+pub mod trial;
 
 use std::{
     sync::{
@@ -28,9 +29,9 @@ use tokio::sync::{Semaphore, watch};
 
 use self::reconcile::Report;
 use crate::{
-    adapters::{AdapterStore, source::Sources},
+    adapters::{AdapterLease, AdapterStore, source::Sources},
     engine::EngineHandle,
-    journal::Journal,
+    journal::{Journal, Slot},
     metrics::Metrics,
     terms::{Digest, RecordPolicy, SamplingLayer},
     text::Text,
@@ -114,6 +115,23 @@ impl Gateway {
             Route::Base => None,
             Route::Adapter { name, version } => Some(parts.adapters.lease(name, *version).await?),
         };
+        self.answer(ask, lease, slot).await
+    }
+
+    /// As [`Gateway::ask`], of weights that the caller holds, whether or not a name points at them. `ask.model` has no
+    /// effect.
+    ///
+    /// # Errors
+    /// As [`Gateway::ask`].
+    pub async fn ask_version(&self, ask: Ask, lease: AdapterLease) -> Result<Reply, AskError> {
+        if self.is_draining() {
+            return Err(AskError::Draining);
+        }
+        let slot = self.0.parts.journal.reserve(question::choices(&ask))?;
+        self.answer(ask, Some(lease), slot).await
+    }
+
+    async fn answer(&self, ask: Ask, lease: Option<AdapterLease>, slot: Slot) -> Result<Reply, AskError> {
         let question = question::settle(self, ask, lease).await?;
         reply::begin(self, question, slot).await
     }

@@ -2,6 +2,7 @@
 //! full and is durable when the caller hears of it, or nothing has changed.
 
 mod configured;
+mod proof;
 mod request;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
     time::Instant,
 };
 
+pub use proof::Gate;
 pub use request::{
     Candidate, Expected, Load, Origin, PublishError, PublishTimes, Published, Rollback, Unload, VaultLimits,
 };
@@ -21,6 +23,7 @@ use crate::{
         AdapterError, AdapterLease, AdapterStore, AdmitTimes, Admitted, Changed, ManagedBy, MoveTimes, NameChange,
         NameRow, Named, Operation, Serving, Step, check::AdapterPlan, folder::AdapterFiles,
     },
+    gateway::trial::Trial,
     terms::{AdapterName, AdapterVersion, Moment},
 };
 
@@ -31,6 +34,8 @@ pub struct Publisher(Arc<Inner>);
 struct Inner {
     adapters: Arc<AdapterStore>,
     limits: VaultLimits,
+    /// `None`: candidates are served untried.
+    trial: Option<Trial>,
     /// Changes under way or waiting, over all names.
     seats: Arc<Semaphore>,
     /// Candidates that are read and checked at the same time, each held in memory whole.
@@ -49,10 +54,17 @@ const READERS: usize = 2;
 const RETRY_AFTER_MS: u64 = 1000;
 
 impl Publisher {
+    /// Without a trial: candidates are checked and not run.
     pub fn new(adapters: Arc<AdapterStore>, limits: VaultLimits) -> Self {
+        Self::trying(adapters, limits, None)
+    }
+
+    /// With a trial of each version before the first time that a name points at it.
+    pub fn trying(adapters: Arc<AdapterStore>, limits: VaultLimits, trial: Option<Trial>) -> Self {
         Self(Arc::new(Inner {
             adapters,
             limits,
+            trial,
             seats: Arc::new(Semaphore::new(SEATS)),
             readers: Arc::new(Semaphore::new(READERS)),
             turns: Mutex::default(),
@@ -70,7 +82,16 @@ impl Publisher {
     /// # Errors
     /// [`PublishError`]; then the name serves what it served before.
     pub async fn load(&self, load: Load) -> Result<Published, PublishError> {
-        self.apart(load.name.clone(), |this| async move { this.load_now(load).await }).await
+        self.load_if(load, None).await
+    }
+
+    /// As [`Publisher::load`], if the gate lets the candidate take the place of the version in force. Where there is none,
+    /// nothing is compared.
+    ///
+    /// # Errors
+    /// [`PublishError`]; then the name serves what it served before.
+    pub async fn load_if(&self, load: Load, gate: Option<Gate>) -> Result<Published, PublishError> {
+        self.apart(load.name.clone(), |this| async move { this.load_now(load, gate).await }).await
     }
 
     /// Gives a name a version back that it had before. Goes on if the caller leaves.
@@ -156,9 +177,29 @@ impl Publisher {
         turn.lock_owned().await
     }
 
-    async fn load_now(self, load: Load) -> Result<Published, PublishError> {
+    async fn load_now(self, load: Load, gate: Option<Gate>) -> Result<Published, PublishError> {
+        let (name, mut version) = (load.name.clone(), None);
+        let loaded = self.load_candidate(load, gate, &mut version).await;
+        match &loaded {
+            Ok(_) => self.0.adapters.release_name(&name),
+            Err(error) => self.remember(&name, version, error),
+        }
+        loaded
+    }
+
+    /// `opened` is told the candidate's version once its bytes are read.
+    async fn load_candidate(
+        &self,
+        load: Load,
+        gate: Option<Gate>,
+        opened: &mut Option<AdapterVersion>,
+    ) -> Result<Published, PublishError> {
         let Load { name, candidate, replace, expected, pinned, warm, origin } = load;
-        let adapters = &self.0.adapters;
+        let (adapters, by) = (&self.0.adapters, origin.managed_by);
+        if by == ManagedBy::FirstUse {
+            // Many may ask; a folder is looked at again by one.
+            self.not_barred(&name, None, by)?;
+        }
         let reader = self.reader().await?;
         let (files, read_us) = {
             let (adapters, name) = (Arc::clone(adapters), name.to_string());
@@ -172,6 +213,7 @@ impl Publisher {
         };
         let times = PublishTimes { read_us, hash_us: files.hash_us(), ..PublishTimes::default() };
         let version = files.version();
+        *opened = Some(version);
         let named = adapters.named(name.as_str());
         let row = named.as_ref().map(|named| &named.row);
         may_move(row, &name, &origin)?;
@@ -180,21 +222,28 @@ impl Publisher {
         let serving = named.as_ref().and_then(|named| Some((named.row.version?, named.serving.clone()?)));
         match serving {
             Some((current, serving)) if current == version => {
+                if by == ManagedBy::Api && adapters.release_version(version) {
+                    // Its weights could not be read: the copy is mended with the same bytes.
+                    let (adapters, name) = (Arc::clone(adapters), name.clone());
+                    blocking(move || Ok(adapters.admit(&name, &files)?)).await?;
+                }
                 let admitted = Admitted { version, serving, times: AdmitTimes::default() };
                 return self.settle(named, admitted, pinned, origin).await;
             }
             Some(_) if !replace => return Err(PublishError::AlreadyLoaded { name, version }),
             Some(_) | None => {}
         }
+        self.not_barred(&name, Some(version), by)?;
         // Until the name points at them, nothing else says that the kept bytes are wanted.
         let _kept = Arc::clone(&self.0.vault).read_owned().await;
         let admitted = {
             let (adapters, name) = (Arc::clone(adapters), name.clone());
             blocking(move || Ok(adapters.admit(&name, &files)?)).await?
         };
+        adapters.release_version(version);
         drop(reader);
         let operation = if row.is_some_and(|row| row.version.is_some()) { Operation::Replace } else { Operation::Load };
-        let target = Target { name, admitted, operation, pinned, warm, times };
+        let target = Target { name, admitted, operation, pinned, warm, gate, times };
         let published = self.point(row.cloned(), target, origin).await?;
         drop(_kept);
         self.prune().await;
@@ -223,10 +272,14 @@ impl Publisher {
             let (adapters, name) = (Arc::clone(adapters), name.clone());
             blocking(move || Ok(adapters.readmit(&name, version)?)).await?
         };
+        adapters.release_version(version);
         let pinned = named.row.pinned;
-        let times = PublishTimes::default();
-        let target = Target { name, admitted, operation: Operation::Rollback, pinned, warm: true, times };
-        self.point(Some(named.row), target, origin).await
+        let operation = Operation::Rollback;
+        let target =
+            Target { name, admitted, operation, pinned, warm: true, gate: None, times: PublishTimes::default() };
+        let published = self.point(Some(named.row), target, origin).await?;
+        adapters.release_name(&published.row.name);
+        Ok(published)
     }
 
     async fn unload_now(self, unload: Unload) -> Result<AdapterVersion, PublishError> {
@@ -238,6 +291,7 @@ impl Publisher {
         expected.check(&name, Some(&row))?;
         let change = change(Some(&row), &name, None, Operation::Unload, false, origin);
         self.write(change, None).await?;
+        self.0.adapters.release_name(&name);
         Ok(version)
     }
 
@@ -292,12 +346,17 @@ impl Publisher {
 
     /// Brings a candidate that was checked and kept to its name.
     async fn point(&self, row: Option<NameRow>, target: Target, origin: Origin) -> Result<Published, PublishError> {
-        let Target { name, admitted, operation, pinned, warm, mut times } = target;
+        let Target { name, admitted, operation, pinned, warm, gate, mut times } = target;
         let version = admitted.version;
         // In memory before any request asks for it; held until the name points at it.
         let begun = Instant::now();
-        let _weights = self.warm(&name, version, pinned, warm).await?;
+        let weights = self.warm(&name, version, pinned, warm).await?;
         times.warm_us = micros(begun);
+        if let Err(error) = self.prove(row.as_ref(), (&name, version), weights.as_ref(), gate, origin.managed_by).await
+        {
+            self.0.adapters.let_go(version);
+            return Err(error);
+        }
         let change = change(row.as_ref(), &name, Some(version), operation, pinned, origin);
         self.publish(change, admitted, times).await
     }
@@ -395,6 +454,7 @@ struct Target {
     pinned: bool,
     warm: bool,
     times: PublishTimes,
+    gate: Option<Gate>,
 }
 
 fn open(adapters: &AdapterStore, name: &str, candidate: Candidate) -> Result<AdapterFiles, AdapterError> {

@@ -266,6 +266,22 @@ impl From<PublishError> for ApiError {
             PublishError::Managed { .. } | PublishError::Held { .. } => {
                 Self::new(StatusCode::CONFLICT, "managed_elsewhere", error).about("lora_name")
             }
+            PublishError::Quarantined { retry_after_ms, .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "adapter_quarantined", &error)
+                    .about("lora_name")
+                    .again_in(retry_after_ms)
+            }
+            PublishError::Untried { retry_after_ms, .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "adapter_untried", &error)
+                    .about("lora_name")
+                    .again_in(retry_after_ms)
+            }
+            PublishError::Worse { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "worse_than_current", error).about("suite")
+            }
+            PublishError::Uncompared { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "suite_failed", error).about("suite")
+            }
             PublishError::Busy { retry_after_ms, .. } => Self::overloaded(&error, retry_after_ms),
             PublishError::Failed { reason } => Self::internal("publish_failed", "the change failed", reason),
         }

@@ -17,6 +17,7 @@ pub mod unserved;
 use std::{
     any::Any,
     collections::HashSet,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -54,6 +55,8 @@ struct Inner {
     max_loras: usize,
     /// Where load requests may point.
     max_adapter_bytes: u64,
+    /// Folders of the suites that a load may name.
+    suites: Vec<PathBuf>,
     /// Unix seconds.
     started: i64,
     tokenizing: Arc<Semaphore>,
@@ -79,6 +82,7 @@ impl AppState {
             keys,
             max_loras: config.engine.max_loras,
             max_adapter_bytes: config.adapters.max_bytes,
+            suites: config.adapters.suites.clone(),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
             named: Mutex::default(),
         }))
@@ -103,6 +107,11 @@ impl AppState {
     /// Bytes that adapters may take in memory.
     pub fn max_adapter_bytes(&self) -> u64 {
         self.0.max_adapter_bytes
+    }
+
+    /// Folders of the suites that a load may name.
+    pub fn suites(&self) -> &[PathBuf] {
+        &self.0.suites
     }
 
     pub fn max_loras(&self) -> usize {

@@ -165,6 +165,24 @@ pub fn shape(source: &ModelSource) -> Result<ModelShape, LoadError> {
     })
 }
 
+/// A base model's digest alone, as [`load`] gives it; reads all of its files once.
+///
+/// # Errors
+/// As [`shape`].
+pub fn digest(source: &ModelSource) -> Result<Digest, LoadError> {
+    Ok(match source {
+        ModelSource::Folder(path) => {
+            let (_, config) = describe::read_folder(path)?;
+            safetensors::open(path)?.digest(&[("config.json", &config)])
+        }
+        ModelSource::Gguf(path) => {
+            let file = GgufFile::open(path)?;
+            let described = describe::read_gguf(path, &file)?;
+            file.into_weights(describe::interleaved_heads(&described.shape)).digest(&[])
+        }
+    })
+}
+
 fn device(choice: DeviceChoice) -> Result<Device, LoadError> {
     let device = match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),

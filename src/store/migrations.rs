@@ -10,7 +10,7 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x7475_6e67;
 
 /// Version `i + 1` is reached by `STEPS[i]`.
-const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG];
+const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS];
 
 /// A request is one row of `completions`, each of its choices one row of `choices`. `choices.seq` grows in the order of
 /// commits. `content` alone holds what was said: role 0 is the prompt `part`, role 1 the answer of choice `part`.
@@ -106,6 +106,20 @@ CREATE TABLE adapter_steps (
     source TEXT
 ) STRICT;
 CREATE INDEX adapter_steps_by_name ON adapter_steps (name, seq);
+";
+
+/// What the trial of an adapter version found on a base: `test` and `reason` where it failed, `figures` as JSON.
+const TRIALS: &str = "
+CREATE TABLE adapter_trials (
+    version BLOB NOT NULL,
+    base BLOB NOT NULL,
+    suite BLOB NOT NULL,
+    at_ms INTEGER NOT NULL,
+    test TEXT,
+    reason TEXT,
+    figures TEXT NOT NULL,
+    PRIMARY KEY (version, base, suite)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Refuses a database that is not ours or that a newer build has written. Changes nothing.

@@ -8,6 +8,7 @@ mod migrations;
 mod record;
 mod scores;
 mod sqlite;
+mod trial;
 
 use std::path::PathBuf;
 
@@ -15,6 +16,9 @@ pub use catalog::{Changed, ManagedBy, NameChange, NameRow, OldHistory, Operation
 pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Timing};
 use serde_json::{Map, Value};
 pub use sqlite::SqliteStore;
+pub use trial::TrialRow;
+
+use crate::terms::Digest;
 
 /// A database that keeps the record and the catalog of adapters. All operations block; writes come from one thread, reads from any.
 pub trait Store: Send + Sync {
@@ -43,6 +47,12 @@ pub trait Store: Send + Sync {
     /// Takes over histories that earlier builds kept as files. Names that are known already are left as they are, so that
     /// this may be done again after a crash.
     fn import_names(&self, histories: &[OldHistory]) -> Result<(), StoreError>;
+
+    /// Every verdict of a trial on this base.
+    fn trials(&self, base: Digest) -> Result<Vec<TrialRow>, StoreError>;
+
+    /// Keeps a verdict, in the place of an earlier one of the same version, base and suite. Durable when this returns.
+    fn keep_trial(&self, row: &TrialRow) -> Result<(), StoreError>;
 }
 
 /// One change of the record.

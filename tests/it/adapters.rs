@@ -6,6 +6,8 @@ mod fetching;
 mod following;
 mod healthy;
 mod mutations;
+mod planted;
 mod publishing;
 mod store;
+mod trial;
 mod under_traffic;

@@ -11,3 +11,4 @@ mod lists;
 mod parameters;
 mod protocol;
 mod record;
+mod trials;

@@ -75,8 +75,10 @@ pub fn config(data_dir: PathBuf) -> Config {
         },
         // No target: how a prompt is cut into chunks, and so the last digits of its scores, would hang on the clock.
         engine: EngineConfig { max_model_len: 512, step_target: Duration::ZERO, ..EngineConfig::default() },
+        // The trial has tests of its own; elsewhere nothing is in memory before it is asked for.
         adapters: AdapterConfig {
             dirs: vec![golden("adapters/llama")],
+            trial: false,
             follow: FollowConfig { interval: Duration::ZERO, ..FollowConfig::default() },
             ..AdapterConfig::default()
         },

@@ -5,6 +5,7 @@ use crate::{
     adapters::{
         GoldenAnswer, RefusalCode,
         faults::{Faults, shown},
+        fingerprint,
     },
     terms::{SamplingLayer, TemplateSource},
 };
@@ -14,13 +15,17 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub struct Manifest {
     pub description: Option<String>,
+    /// The base that it was made for, by its first digits.
+    pub base_digest: Option<String>,
     /// A chat template, in full.
     template: Option<String>,
     pub sampling: SamplingLayer,
     pub golden: Vec<GoldenAnswer>,
 }
 
-const KEYS: &[&str] = &["description", "template", "sampling", "golden"];
+const KEYS: &[&str] = &["description", "base_digest", "template", "sampling", "golden"];
+/// Golden answers of one adapter: each is run before the adapter is served.
+const MAX_GOLDEN: usize = 64;
 
 impl Manifest {
     /// Reads the file where there is one, adding every fault.
@@ -58,6 +63,21 @@ impl Manifest {
         }
         if manifest.template.as_ref().is_some_and(|template| template.trim().is_empty()) {
             faults.add(RefusalCode::MalformedConfig, "template", "is empty");
+        }
+        if let Some(reason) = manifest.base_digest.as_deref().and_then(fingerprint::fault) {
+            faults.add(RefusalCode::MalformedConfig, "base_digest", reason);
+        }
+        if manifest.golden.len() > MAX_GOLDEN {
+            let reason = format!("has {} answers; {MAX_GOLDEN} are allowed", manifest.golden.len());
+            faults.add(RefusalCode::MalformedConfig, "golden", reason);
+        }
+        for golden in &manifest.golden {
+            if golden.prompt.is_empty() || golden.answer.is_empty() {
+                faults.add(RefusalCode::MalformedConfig, "golden", "has an empty prompt or answer");
+            }
+            if golden.logprob.is_some_and(|logprob| !(logprob <= 0.0 && logprob.is_finite())) {
+                faults.add(RefusalCode::MalformedConfig, "golden", "has a logprob that is not 0 or below");
+            }
         }
         manifest
     }

@@ -100,6 +100,7 @@ pub fn read(
         file_bytes: files.weights().len() as u64,
         trained_on: config.trained_on,
         template: manifest.template(),
+        base_digest: manifest.base_digest,
         sampling: manifest.sampling,
         description: manifest.description,
         golden: manifest.golden,

@@ -17,6 +17,7 @@ fn card() -> Arc<AdapterCard> {
         targets: Vec::new(),
         file_bytes: 0,
         trained_on: None,
+        base_digest: None,
         template: None,
         sampling: SamplingLayer::default(),
         description: None,
@@ -144,4 +145,29 @@ async fn an_evicted_adapter_that_is_still_leased_is_found_again_without_a_load()
     let again = set.get(&name(), version(0), 60).await.unwrap();
     assert!(Arc::ptr_eq(&leased.weights, &again.weights));
     assert_eq!((loads.load(Ordering::SeqCst), set.snapshot().bytes), (1, 60));
+}
+
+#[tokio::test]
+async fn a_version_that_failed_is_not_read_again_by_everybody_until_it_is_let() {
+    let loads = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&loads);
+    let bad = version(0);
+    let set = set(ONE, move |version| {
+        if version == bad && counted.fetch_add(1, Ordering::SeqCst) < 2 {
+            return Err(AdapterError::Unreadable { name: "a".to_owned(), reason: "torn".to_owned() });
+        }
+        Ok((LoraAdapter::new(version, 10, Arc::new(())), card()))
+    });
+    for _ in 0..5 {
+        let error = set.get(&name(), bad, 10).await.unwrap_err();
+        assert!(error.to_string().contains("torn"), "{error}");
+    }
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+    assert!(set.get(&name(), version(1), 10).await.is_ok(), "nobody else waits for it");
+    assert!(set.release(bad));
+    assert!(set.get(&name(), bad, 10).await.is_err());
+    assert_eq!(set.confined(bad).unwrap().failures, 1, "it was let go, so this is the first again");
+    assert!(set.release(bad));
+    assert!(set.get(&name(), bad, 10).await.is_ok());
+    assert!(set.confined(bad).is_none());
 }

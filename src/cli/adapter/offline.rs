@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     adapters::{
         AdapterLimits, Refusal,
-        check::{AdapterPlan, Checked, check_configured, check_folder},
+        check::{AdapterPlan, Checked, check_configured, check_folder, compare_base},
     },
     config::AdapterConfig,
     model::{self, ModelSource},
@@ -39,8 +39,19 @@ pub fn outcome(question: &Question, json: bool, config: &AdapterConfig, model: &
         }
         Question::Check { folders } => {
             let limits = AdapterLimits::from(config);
-            let check = |folder: &PathBuf| (folder.display().to_string(), check_folder(folder, &shape, limits));
-            let checked: Vec<Checked> = folders.iter().map(check).collect();
+            // A model that has no name yet is known by its file's.
+            let names: Vec<String> =
+                model.file_name().map(|name| name.to_string_lossy().into_owned()).into_iter().collect();
+            let check = |folder: &PathBuf| -> Result<Checked, String> {
+                let found = match check_folder(folder, &shape, limits) {
+                    Ok(plan) => {
+                        compare_base(plan, &names, || model::digest_of(&source)).map_err(|error| error.to_string())?
+                    }
+                    Err(refusals) => Err(refusals),
+                };
+                Ok((folder.display().to_string(), found))
+            };
+            let checked = folders.iter().map(check).collect::<Result<Vec<Checked>, String>>()?;
             let refused = match checked.iter().filter(|(_, plan)| plan.is_err()).count() {
                 0 => None,
                 refused => Some(format!("{refused} of {} refused", checked.len())),
@@ -135,6 +146,24 @@ mod tests {
         assert_eq!(json[0]["plan"]["sites"][0]["rank"], 8);
         assert_eq!(json[1]["refused"][0]["code"], "base_changing");
         assert_eq!(json[1]["refused"][0]["subject"], "init_lora_weights");
+    }
+
+    #[test]
+    fn check_refuses_what_was_made_for_another_base_and_notes_another_name() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(golden("adapters/llama/rslora").join(file), folder.path().join(file)).unwrap();
+        }
+        let check = |digest: &str| {
+            std::fs::write(folder.path().join("adapter.toml"), format!("base_digest = '{digest}'")).unwrap();
+            let question = Question::Check { folders: vec![folder.path().to_owned()] };
+            ask(&question, true, &AdapterConfig::default()).text
+        };
+        let digest = model::digest_of(&ModelSource::detect(&golden("models/llama")).unwrap()).unwrap();
+        let (good, bad) = (check(&digest.short()), check("0123456789ab"));
+        assert!(good.contains("\"plan\"") && good.contains(&digest.short()), "{good}");
+        assert!(bad.contains("\"code\": \"base\"") && bad.contains(&digest.to_string()), "{bad}");
+        assert!(check("none").contains("malformed_config"));
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub fn list(answer: &Value) -> String {
             marks.into_iter().filter(|(key, _)| adapter[*key] == true).map(|(_, mark)| mark.to_owned()).collect();
         if adapter["status"] == "refused" {
             notes.push(format!("refused: {}", reason(&adapter["refused"])));
+        } else if adapter["quarantine"].is_object() {
+            notes.push(format!("quarantined: {}", text(&adapter["quarantine"]["reason"])));
         }
         rows.push([
             text(&adapter["id"]),
@@ -175,6 +177,7 @@ mod tests {
             {"id": "poet", "status": "serving", "version": version, "tier": "memory", "bytes": 7, "rank": 8, "leases": 2,
              "managed_by": "api", "since": 0, "pinned": true, "hold": false},
             {"id": "x", "status": "refused", "version": null, "refused": refused},
+            {"id": "y", "status": "quarantined", "version": null, "quarantine": {"reason": "it panicked"}},
         ]}));
         let lines: Vec<&str> = shown.lines().collect();
         assert!(lines[0].starts_with("NAME  VERSION"), "{shown}");
@@ -182,6 +185,7 @@ mod tests {
             assert!(lines[1].contains(part), "{shown}");
         }
         assert!(lines[2].ends_with("refused: r: is 0 (and 1 more)"), "{shown}");
+        assert!(lines[3].ends_with("quarantined: it panicked"), "{shown}");
         assert!(list(&json!({"data": []})).starts_with("no adapters"));
     }
 

@@ -30,6 +30,9 @@ impl Check<'_> {
         for dir in said.adapter_root.iter().flatten().filter(|dir| !dir.is_dir()) {
             self.fault("adapter_root", format!("there is no folder '{}'", dir.display()));
         }
+        for dir in said.suite_dir.iter().flatten().filter(|dir| !dir.is_dir()) {
+            self.fault("suite_dir", format!("there is no folder '{}'", dir.display()));
+        }
         let roots = said.adapter_root.clone().unwrap_or_else(|| dirs.clone());
         let mut modules = Vec::new();
         for given in said.lora_modules.iter().flatten() {
@@ -51,6 +54,8 @@ impl Check<'_> {
             dirs: if wanted { dirs } else { Vec::new() },
             modules,
             roots: if wanted { roots } else { Vec::new() },
+            trial: said.adapter_trial != Some(Switch(false)),
+            suites: said.suite_dir.clone().unwrap_or_default(),
             keep_steps: self.at_least("adapter_keep_steps", said.adapter_keep_steps, default.keep_steps, 1),
             max_vault_bytes: said.adapter_vault_bytes.map(|bytes| bytes.0),
             max_lora_rank: self.at_least("max_lora_rank", said.max_lora_rank, default.max_lora_rank, 1),

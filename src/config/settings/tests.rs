@@ -155,6 +155,18 @@ fn load_requests_may_name_what_is_below_the_adapter_folders_unless_roots_are_giv
 }
 
 #[test]
+fn adapters_are_tried_unless_that_is_switched_off_and_suites_lie_in_folders_that_exist() {
+    let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
+    let adapters = settled(&[]).expect("settled").adapters;
+    assert!(adapters.trial && adapters.suites.is_empty());
+    let folder = tempfile::tempdir().expect("a folder");
+    let suites = folder.path().to_str().expect("UTF-8");
+    let adapters = settled(&["--adapter-trial=false", "--suite-dir", suites]).expect("settled").adapters;
+    assert_eq!((adapters.trial, adapters.suites), (false, vec![folder.path().to_owned()]));
+    assert_eq!(settled(&["--suite-dir", "/nowhere"]).expect_err("a fault")[0].place, "--suite-dir");
+}
+
+#[test]
 fn who_may_administer_is_settled_and_contradictions_are_named() {
     let gathered = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line));
     let admin = |line: &[&str]| gathered(line).settle("m".into()).map(|config| config.server.admin);

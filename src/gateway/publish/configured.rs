@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::{Candidate, Expected, Load, Origin, PublishError, Publisher};
 use crate::{
-    adapters::{AdapterError, Refusal, source},
+    adapters::{AdapterError, Refusal, RefusalCode, source},
     config::AdapterConfig,
 };
 
@@ -65,6 +65,17 @@ impl Publisher {
                 }
                 Err(PublishError::BaseName { .. }) => {
                     refused.push((name.clone(), vec![Refusal::of_name(&name, "is the base's name")]));
+                }
+                Err(
+                    error @ (PublishError::Adapter(
+                        AdapterError::Unreadable { .. } | AdapterError::NoRoom { .. } | AdapterError::Busy { .. },
+                    )
+                    | PublishError::Quarantined { .. }
+                    | PublishError::Untried { .. }
+                    | PublishError::Failed { .. }),
+                ) => {
+                    let (subject, reason) = (name.clone(), error.to_string());
+                    refused.push((name, vec![Refusal { code: RefusalCode::Trial, subject, reason }]));
                 }
                 Err(error) => return Err(error),
             }

@@ -144,6 +144,18 @@ pub enum PublishError {
     Managed { name: AdapterName, by: ManagedBy },
     #[error("adapter '{name}' was moved by hand and is on hold")]
     Held { name: AdapterName },
+    /// The same candidate failed a short while ago.
+    #[error("adapter '{name}' failed and is not tried again for {} s: {reason}", .retry_after_ms.div_ceil(1000))]
+    Quarantined { name: AdapterName, reason: String, retry_after_ms: u64 },
+    /// The trial could not be run; nothing is known against the candidate.
+    #[error("adapter '{name}' could not be tried: {reason}")]
+    Untried { name: AdapterName, reason: String, retry_after_ms: u64 },
+    /// By a suite, than the version that it was to replace.
+    #[error("adapter '{name}' stays as it is: {reason}")]
+    Worse { name: AdapterName, reason: String },
+    /// The suite could not be run.
+    #[error("adapter '{name}' stays as it is, it could not be compared: {reason}")]
+    Uncompared { name: AdapterName, reason: String },
     #[error("{limit} changes of adapters are under way or waiting, the limit")]
     Busy { limit: usize, retry_after_ms: u64 },
     #[error("the change failed in an unforeseen way: {reason}")]

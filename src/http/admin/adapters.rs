@@ -9,6 +9,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
 use super::{
+    suites,
     view::{AdapterBody, TimesBody},
     vllm,
 };
@@ -43,38 +44,50 @@ pub async fn load(
     body: Result<JsonBody, ApiError>,
 ) -> Response {
     match load_now(&app, &identity, body).await {
-        Ok(published) => {
+        Ok((published, compared)) => {
             let name = &published.row.name;
             let sentence = format!("Success: LoRA adapter '{name}' added successfully.");
-            vllm::success(&headers, sentence, published.version(), shown_as(&app, &published))
+            let mut value = shown_as(&app, &published);
+            if let Some(compared) = compared {
+                value["suite"] = compared;
+            }
+            vllm::success(&headers, sentence, published.version(), value)
         }
         Err(error) => vllm::refusal(error),
     }
 }
 
+/// With what the comparison found, where a suite was named.
 async fn load_now(
     app: &AppState,
     identity: &Identity,
     body: Result<JsonBody, ApiError>,
-) -> Result<Published, ApiError> {
+) -> Result<(Published, Option<Value>), ApiError> {
     let mut fields = admitted(app, identity, body)?;
     let name = name(&mut fields)?;
     let path = path(&mut fields)?;
     let replace = fields.boolean("load_inplace")?.unwrap_or(false);
     let expected = expected(&mut fields)?;
     let pinned = fields.boolean("pinned")?;
-    if fields.take("suite").is_some() {
-        return Err(ApiError::unsupported("suite", "a load is not compared with what it replaces"));
-    }
+    let suite = fields.string("suite", AdapterName::MAX_BYTES)?;
     if fields.boolean("is_3d_lora_weight")? == Some(true) {
         return Err(ApiError::unsupported("is_3d_lora_weight", "no model with experts is served"));
     }
     let why = fields.string("why", MAX_WHY_BYTES)?;
     rest(app, fields)?;
     let (candidate, source) = candidate(app, &path).await?;
+    let gateway = app.gateway();
+    let (gate, found) = match suite {
+        Some(suite) => {
+            let (gate, found) = suites::gate(gateway, app.suites(), &suite).await?;
+            (Some(gate), Some(found))
+        }
+        None => (None, None),
+    };
     let origin = Origin { managed_by: ManagedBy::Api, who: identity.who(), why, source: Some(source) };
     let load = Load { name, candidate, replace, expected, pinned, warm: true, origin };
-    Ok(app.gateway().publisher().load(load).await?)
+    let published = gateway.publisher().load_if(load, gate).await?;
+    Ok((published, found.map(|found| found.take())))
 }
 
 /// POST /v1/unload_lora_adapter
@@ -125,14 +138,22 @@ pub async fn list(State(app): State<AppState>, Extension(identity): Extension<Id
     for named in names.iter().filter(|named| named.row.version.is_some()) {
         data.push(AdapterBody::of(named, adapters, reasons(&refused, named.row.name.as_str()), false));
     }
+    for (name, confined) in adapters.confined() {
+        let listed = |known: &str| known == name.as_str();
+        if !data.iter().any(|body| listed(body.id())) && !refused.iter().any(|(refused, _)| listed(refused)) {
+            data.push(AdapterBody::quarantined(name.as_str(), confined));
+        }
+    }
     for (name, refusals) in &refused {
         if !names.iter().any(|named| named.row.name.as_str() == name && named.row.version.is_some()) {
-            data.push(AdapterBody::refused(name, refusals));
+            data.push(AdapterBody::refused(name, refusals, adapters));
         }
     }
     let memory = json!({"bytes": adapters.resident().bytes, "limit_bytes": app.max_adapter_bytes()});
     let followed = app.gateway().reports().borrow().clone();
-    Ok(Json(json!({"object": "list", "data": data, "memory": memory, "followed": followed})).into_response())
+    let base = json!({"id": app.gateway().base_name(), "digest": adapters.base()});
+    let list = json!({"object": "list", "data": data, "memory": memory, "followed": followed, "base": base});
+    Ok(Json(list).into_response())
 }
 
 /// GET /v1/adapters/{id}; the name may hold slashes.
@@ -148,8 +169,11 @@ pub async fn get(
     let reasons = reasons(&refused, &id);
     let body = match (adapters.named(&id), reasons) {
         (Some(named), reasons) => AdapterBody::of(&named, adapters, reasons, true),
-        (None, Some(reasons)) => AdapterBody::refused(&id, reasons),
-        (None, None) => return Err(unknown(&id)),
+        (None, Some(reasons)) => AdapterBody::refused(&id, reasons, adapters),
+        (None, None) => match adapters.confined_as(&id, None) {
+            Some(confined) => AdapterBody::quarantined(&id, confined),
+            None => return Err(unknown(&id)),
+        },
     };
     Ok(Json(body).into_response())
 }

@@ -1,11 +1,15 @@
 //! What is shown of an adapter.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
-    adapters::{AdapterStore, LoadTimes, ManagedBy, Named, Operation, Refusal, Residency, Step, VersionUse},
+    adapters::{
+        AdapterStore, Confined, LoadTimes, ManagedBy, NameFault, Named, Operation, Refusal, Residency, Step, TrialRow,
+        VersionUse,
+    },
     gateway::publish::PublishTimes,
-    terms::AdapterVersion,
+    terms::{AdapterVersion, Digest},
 };
 
 /// A name, what it points at, and where that is.
@@ -13,7 +17,7 @@ use crate::{
 pub struct AdapterBody {
     id: String,
     object: &'static str,
-    /// `serving`, `refused`, or `unloaded`.
+    /// `serving`, `refused`, `quarantined`, or `unloaded`.
     status: &'static str,
     version: Option<AdapterVersion>,
     managed_by: Option<ManagedBy>,
@@ -38,6 +42,8 @@ pub struct AdapterBody {
     /// Why it is not served.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refused: Vec<Refusal>,
+    /// What failed last, and until when it is not tried again.
+    quarantine: Option<QuarantineBody>,
     #[serde(skip_serializing_if = "Option::is_none")]
     versions: Option<Vec<VersionBody>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +64,30 @@ struct VersionBody {
     pinned: bool,
     last_used: Option<i64>,
     load: Option<LoadBody>,
+    trial: Option<TrialBody>,
+}
+
+/// The latest verdict on a version, on this base.
+#[derive(Debug, Serialize)]
+struct TrialBody {
+    passed: bool,
+    /// Unix seconds.
+    at: i64,
+    test: Option<String>,
+    reason: Option<String>,
+    suite: Digest,
+    figures: Value,
+}
+
+#[derive(Debug, Serialize)]
+struct QuarantineBody {
+    reason: String,
+    /// Of the candidate; null where it could not be read.
+    version: Option<AdapterVersion>,
+    failures: u32,
+    /// Unix seconds.
+    since: i64,
+    until: i64,
 }
 
 /// How long the stages of the last load took, in milliseconds.
@@ -114,17 +144,33 @@ impl AdapterBody {
             last_used: usage.and_then(|usage| usage.last_used_ms).map(seconds),
             load: usage.and_then(|usage| usage.load).map(LoadBody::of),
             refused: refusals.map(<[Refusal]>::to_vec).unwrap_or_default(),
+            quarantine: adapters.confined_as(row.name.as_str(), row.version).map(QuarantineBody::of),
             versions: whole.then(|| versions(named, adapters)),
             history: whole.then(|| named.steps.iter().rev().map(StepBody::of).collect()),
         }
     }
 
     /// A name that was to be served and never was.
-    pub fn refused(name: &str, refusals: &[Refusal]) -> Self {
+    pub fn refused(name: &str, refusals: &[Refusal], adapters: &AdapterStore) -> Self {
+        let quarantine = adapters.confined_as(name, None).map(QuarantineBody::of);
+        Self { refused: refusals.to_vec(), quarantine, ..Self::nameless(name, "refused") }
+    }
+
+    /// A name whose candidate failed and that never had another.
+    pub fn quarantined(name: &str, confined: Confined<NameFault>) -> Self {
+        Self { quarantine: Some(QuarantineBody::of(confined)), ..Self::nameless(name, "quarantined") }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Of a name that the catalog does not know.
+    fn nameless(name: &str, status: &'static str) -> Self {
         Self {
             id: name.to_owned(),
             object: "adapter",
-            status: "refused",
+            status,
             version: None,
             managed_by: None,
             hold: false,
@@ -142,7 +188,8 @@ impl AdapterBody {
             leases: 0,
             last_used: None,
             load: None,
-            refused: refusals.to_vec(),
+            refused: Vec::new(),
+            quarantine: None,
             versions: None,
             history: None,
         }
@@ -162,6 +209,7 @@ fn versions(named: &Named, adapters: &AdapterStore) -> Vec<VersionBody> {
             pinned,
             last_used: last_used_ms.map(seconds),
             load: load.map(LoadBody::of),
+            trial: adapters.latest_verdict(kept.version).map(TrialBody::of),
         }
     };
     adapters.versions(named).into_iter().map(body).collect()
@@ -201,8 +249,29 @@ impl TimesBody {
     }
 }
 
+impl TrialBody {
+    fn of(row: TrialRow) -> Self {
+        let (test, reason) = row.failed.unzip();
+        Self {
+            passed: test.is_none(),
+            at: seconds(row.at_ms),
+            test,
+            reason,
+            suite: row.suite,
+            figures: serde_json::from_str(&row.figures).unwrap_or_default(),
+        }
+    }
+}
+
 fn ms(us: u64) -> f64 {
     us as f64 / 1e3
+}
+
+impl QuarantineBody {
+    fn of(confined: Confined<NameFault>) -> Self {
+        let Confined { fault: NameFault { version, reason }, failures, since_ms, until_ms } = confined;
+        Self { reason, version, failures, since: seconds(since_ms), until: seconds(until_ms) }
+    }
 }
 
 impl StepBody {

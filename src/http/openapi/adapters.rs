@@ -15,6 +15,10 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
     let load = json!({
         "lora_name": text(), "lora_path": path, "load_inplace": {"type": "boolean", "default": false},
         "expected_version": expected, "pinned": {"type": "boolean"}, "why": why,
+        "suite": {
+            "type": "string",
+            "description": "A suite below --suite-dir; 422 if the new version is worse by it than the one in force.",
+        },
     });
     add("LoadRequest", object(load, &["lora_name", "lora_path"]));
     add(
@@ -29,14 +33,17 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
     add("CheckRequest", object(json!({"lora_path": path}), &["lora_path"]));
     let refusal = object(json!({"code": text(), "subject": text(), "reason": text()}), &["code", "subject", "reason"]);
     let refusals = json!({"type": "array", "items": refusal});
+    let shapes = json!({
+        "type": "object", "properties": {"A": {"type": "array", "items": count()}, "B": {"type": "array", "items": count()}},
+    });
     let site = json!({
         "module": text(), "rank": count(), "alpha": {"type": "number"}, "scale": {"type": "number"}, "inputs": count(),
-        "outputs": count(), "dtype": text(),
+        "outputs": count(), "shape": shapes, "dtype": text(),
     });
     let plan = json!({
         "type": "object",
         "properties": {
-            "version": text(), "description": text(), "trained_on": text(), "file_bytes": count(),
+            "version": text(), "description": text(), "trained_on": text(), "base_digest": text(), "file_bytes": count(),
             "sites": {"type": "array", "items": {"type": "object", "properties": site}}, "notes": texts(),
         },
     });
@@ -60,8 +67,9 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
     let list = json!({
         "object": {"const": "list"}, "data": {"type": "array", "items": reference("Adapter")}, "memory": memory,
         "followed": object(followed, &["looks", "names"]),
+        "base": object(json!({"id": text(), "digest": text()}), &["id", "digest"]),
     });
-    add("AdapterList", object(list, &["object", "data", "memory", "followed"]));
+    add("AdapterList", object(list, &["object", "data", "memory", "followed", "base"]));
 }
 
 fn adapter(refusals: &Value) -> Value {
@@ -77,10 +85,30 @@ fn adapter(refusals: &Value) -> Value {
             "read_ms": ms, "hash_ms": ms, "check_ms": ms, "keep_ms": ms, "warm_ms": ms, "sync_ms": ms, "flip_ms": ms,
         },
     });
+    let golden = json!({
+        "base": {"type": "number"}, "candidate": {"type": "number"}, "recorded": {"type": ["number", "null"]},
+    });
+    let figures = json!({
+        "tokens": count(), "mean_gap": ms, "max_gap": ms,
+        "golden": {"type": "array", "items": {"type": "object", "properties": golden}},
+    });
+    let trial = json!({
+        "type": ["object", "null"], "description": "What was found when it was run before a name pointed at it.",
+        "properties": {
+            "passed": {"type": "boolean"}, "at": count(), "test": maybe_text(), "reason": maybe_text(), "suite": text(),
+            "figures": {"type": "object", "properties": figures},
+        },
+    });
+    let quarantine = json!({
+        "type": ["object", "null"], "description": "What failed last, and until when it is not tried again.",
+        "properties": {
+            "reason": text(), "version": maybe_text(), "failures": count(), "since": count(), "until": count(),
+        },
+    });
     let version = json!({
         "version": text(), "current": {"type": "boolean"}, "tier": {"enum": ["memory", "loading", "disk", "gone"]},
         "bytes": count(), "kept_bytes": count(), "leases": count(), "pinned": {"type": "boolean"},
-        "last_used": maybe_count, "load": load,
+        "last_used": maybe_count, "load": load, "trial": trial,
     });
     let step = json!({
         "at": count(), "operation": {"enum": ["load", "replace", "rollback", "unload", "settings", "import"]},
@@ -88,13 +116,15 @@ fn adapter(refusals: &Value) -> Value {
     });
     object(
         json!({
-            "id": text(), "object": {"const": "adapter"}, "status": {"enum": ["serving", "refused", "unloaded"]},
+            "id": text(), "object": {"const": "adapter"}, "status": {"enum": ["serving", "refused", "quarantined", "unloaded"]},
             "version": maybe_text(),
             "managed_by": {"enum": ["first_use", "folder", "flag", "api", "file", null]}, "hold": {"type": "boolean"},
             "pinned": {"type": "boolean"}, "source": maybe_text(), "since": maybe_count,
             "tier": {"enum": ["memory", "loading", "disk", null]}, "bytes": maybe_count, "file_bytes": maybe_count,
             "rank": maybe_count, "targets": texts(), "trained_on": maybe_text(), "description": maybe_text(),
             "notes": texts(), "leases": count(), "last_used": maybe_count, "load": load, "refused": refusals,
+            "quarantine": quarantine,
+            "suite": {"type": ["object", "null"], "description": "After a load that named one: what the comparison found."},
             "versions": {"type": "array", "items": {"type": "object", "properties": version}},
             "history": {"type": "array", "items": {"type": "object", "properties": step}},
             "was": maybe_text(), "changed": {"type": "boolean"}, "times": times,

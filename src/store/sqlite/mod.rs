@@ -2,6 +2,7 @@
 
 mod catalog;
 mod read;
+mod trial;
 mod write;
 
 use std::{
@@ -15,9 +16,10 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{
     Changed, Committed, Completion, Cursor, Followed, ListQuery, NameChange, NameRow, OldHistory, Page, Step, Store,
-    StoreError, Write,
+    StoreError, TrialRow, Write,
     migrations::{migrate, recognise},
 };
+use crate::terms::Digest;
 
 /// How long a statement waits for another process's lock.
 const BUSY: Duration = Duration::from_secs(5);
@@ -115,6 +117,14 @@ impl Store for SqliteStore {
 
     fn import_names(&self, histories: &[OldHistory]) -> Result<(), StoreError> {
         self.write(|connection| catalog::import(connection, histories))
+    }
+
+    fn trials(&self, base: Digest) -> Result<Vec<TrialRow>, StoreError> {
+        self.read(|connection| trial::rows(connection, base))
+    }
+
+    fn keep_trial(&self, row: &TrialRow) -> Result<(), StoreError> {
+        self.write(|connection| trial::keep(connection, row))
     }
 }
 
@@ -233,7 +243,7 @@ mod tests {
         drop(newer);
         let before = fs::read(&path).unwrap();
         let refused = SqliteStore::open(&path).err();
-        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 2, .. })), "{refused:?}");
+        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 3, .. })), "{refused:?}");
         assert_eq!(fs::read(&path).unwrap(), before);
     }
 
