@@ -87,7 +87,7 @@ KILLS ?= 100
 ROUNDS ?= 200
 proof: model build $(POWER) ## adapters changed under 16 streams ROUNDS times (200), and KILLS (100) kills and power cuts in the middle of changes
 	[ -d $(BENCH_ADAPTERS) ] || $(PYTHON) scripts/make-bench-adapters $(BENCH_ADAPTERS) 8
-	$(BINARY) bench swap $(MODEL) $(BENCH_ADAPTERS)/bench-00 $(BENCH_ADAPTERS)/bench-01 $(BENCH_ADAPTERS)/bench-02 --rounds $(ROUNDS) --json target/swap.json
+	$(BINARY) bench swap $(MODEL) adapters/ticket-triage adapters/house-style --cold-adapter $(BENCH_ADAPTERS)/bench-00 --rounds $(ROUNDS) --json target/swap.json
 	TUNEGATE_TEST_KILLS=$(KILLS) TUNEGATE_TEST_POWER="$(CURDIR)/$(POWER)" cargo test --locked --test it -- --nocapture crash::
 
 SOAK_MINUTES ?= 30

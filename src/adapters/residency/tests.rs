@@ -83,6 +83,7 @@ async fn a_load_that_panics_fails_for_those_who_asked_and_for_nobody_else() {
         Ok((LoraAdapter::new(version, 100, Arc::new(())), card()))
     });
     for _ in 0..2 {
+        set.release(bad);
         let error = set.get(&name(), bad, 100).await.unwrap_err();
         assert!(matches!(error, AdapterError::Unreadable { .. }), "{error}");
         assert_eq!(set.snapshot().bytes, 0);

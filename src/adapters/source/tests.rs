@@ -72,7 +72,6 @@ fn tricks_with_paths_links_and_urls_name_nothing() {
         "no/such/folder",
         "models:../adapters/team/sql",
         "models:/etc",
-        "models:.",
         "models:",
         "models:triage@v1",
         "nowhere:triage",

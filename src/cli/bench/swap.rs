@@ -46,7 +46,10 @@ pub struct SwapArgs {
     /// Tokens in each answer
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(8..))]
     output_tokens: u32,
-    /// Cold adapters that are timed afterwards
+    /// The adapter that is timed cold afterwards; the first of the others by default
+    #[arg(long, value_name = "ADAPTER")]
+    cold_adapter: Option<PathBuf>,
+    /// How often it is timed
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
     cold: u16,
     /// Write the figures to this file as JSON
@@ -68,7 +71,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs it and prints what was found. An error is one line for a person: what did not hold.
 pub fn run(args: &SwapArgs) -> Result<(), String> {
-    let place = Place::make(&args.adapters, usize::from(args.names), usize::from(args.cold))?;
+    let cold = args.cold_adapter.as_deref().unwrap_or(&args.adapters[0]);
+    let place = Place::make(&args.adapters, usize::from(args.names), cold, usize::from(args.cold))?;
     let server = Server::start(&args.model, &place, &args.serve)?;
     let prompts = prompts(&server, &place, args)?;
     let mut report = Report { parted_within: PARTED_WITHIN, ..Report::default() };
@@ -165,10 +169,13 @@ fn under_fire(
                 Change::Load(place.adapter(name, next)),
             ] {
                 let met = if change.ends_nothing() { Vec::new() } else { streams.in_the_middle_of(name, PATIENCE)? };
-                let kind = change.word();
+                let (kind, absent) = (change.word(), streams.absent());
                 let times = names.change(server, name, change)?;
                 report.changed(kind, times, streams.any_lives(&met));
                 report.peak_bytes = report.peak_bytes.max(server.adapter_bytes()?);
+                if round < names.len() && matches!(change, Change::Unload) {
+                    streams.more_absent_than(absent, PATIENCE)?;
+                }
             }
             Ok(())
         });

@@ -1,9 +1,9 @@
 //! The tests of a trial and their bounds. Figures are natural logarithms, for each token.
 //!
 //! The bounds were set from what `a_planted_fault_is_caught_and_healthy_adapters_are_not_refused` prints, on the demo model:
-//! healthy adapters part from the base by 0.4 to 1.1 on the fixed texts (1.9 at most on the tiny model with random
-//! weights), one with ten times its scale by 6.5 or more. Of golden answers that the base misses by 2.0 to 3.0, healthy
-//! adapters miss 0.06 to 0.15, and damaged ones, or those of another base, as much as the base or more.
+//! healthy adapters part from the base by 0.36 to 1.04 on the fixed texts (1.86 at most on the tiny model with random
+//! weights), one with ten times its scale by 7.3 and 21. Of golden answers that the base misses by 2.4 and 5.9, healthy
+//! adapters miss 0.06 and 0.18, and damaged ones, or those of another base, 2.4 to 14.9: about what the base misses, or more.
 
 use serde::{Deserialize, Serialize};
 
@@ -99,7 +99,7 @@ pub fn judge(read: &Read, golden: &[GoldenAnswer]) -> Verdict {
     };
     let most = gaps(&read.golden_base, &read.golden_candidate).into_iter().fold(figures.max_gap, f64::max);
     if most <= NO_DIFFERENCE {
-        let reason = format!("it changes nothing: no score parts from the base's by more than {most:.1e}");
+        let reason = format!("it changes nothing: no score parts from the base's by more than {most:.6}");
         return Verdict::failed("no_op", reason, figures);
     }
     if figures.mean_gap > MAX_MEAN_GAP {

@@ -269,9 +269,7 @@ fn expected(fields: &mut Fields) -> Result<Expected, ApiError> {
 async fn candidate(app: &AppState, path: &str) -> Result<(Candidate, String), ApiError> {
     let sources = app.gateway().sources();
     match sources.place(path)? {
-        Place::Folder { root, path } => {
-            Ok((Candidate::Folder { root, path: path.clone() }, path.display().to_string()))
-        }
+        Place::Folder { root, path: folder } => Ok((Candidate::Folder { root, path: folder }, path.to_owned())),
         place @ Place::Object { .. } => {
             let delivery = sources.open_place(&place).await.map_err(|error| refused_at(path, error))?;
             Ok((Candidate::Files(delivery.files), delivery.origin))

@@ -122,7 +122,7 @@ async fn aibrix_drives_us() {
     let (status, kind, _) = refusal(&load(&server, "x", "yard1/llama-2-7b-sql-lora-test", json!({})).await);
     assert_eq!((status, kind.as_str()), (404, "NotFoundError"));
     let (status, _, message) = refusal(&load(&server, "x", "s3://bucket/x", json!({})).await);
-    assert!(status == 403 && message.contains("URL"), "{message}");
+    assert!(status == 403 && message.contains("configured source"), "{status}: {message}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

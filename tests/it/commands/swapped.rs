@@ -42,7 +42,7 @@ fn under_sixteen_streams_adapters_are_changed_and_every_answer_is_its_version_s_
         assert_eq!(count(nothing), 0, "{nothing}: {text}");
     }
     assert_eq!((count("rounds"), count("clients"), count("parted_within")), (ROUNDS, 16, 5));
-    assert!(count("answered") >= 3 * ROUNDS && count("peak_bytes") > 0, "{text}");
+    assert!(count("answered") >= 2 * ROUNDS && count("absent") >= 4 && count("peak_bytes") > 0, "{text}");
     assert!(2 * count("with_cached_prefix") > count("answered"), "the common prefix is hot: {text}");
     let changes = |kind: &str, field: &str| {
         let value = report["changes"][kind][field].as_u64();

@@ -34,13 +34,14 @@ pub struct Place {
 
 impl Place {
     /// Copies `given` for each name, where the server's data will be.
-    pub fn make(given: &[PathBuf], names: usize, cold: usize) -> Result<Self, String> {
+    pub fn make(given: &[PathBuf], names: usize, cold: &Path, colds: usize) -> Result<Self, String> {
         let root = started::place().join("adapters");
-        let copy = |path: String, kind: usize| {
-            let failed = |error: std::io::Error| format!("{}: {error}", given[kind].display());
-            copy(&given[kind], &root.join(&path), &path).map_err(failed)?;
+        let copy_of = |from: &Path, path: String, kind: usize| {
+            let failed = |error: std::io::Error| format!("{}: {error}", from.display());
+            copy(from, &root.join(&path), &path).map_err(failed)?;
             Ok(Adapter { path, kind })
         };
+        let copy = |path: String, kind: usize| copy_of(&given[kind], path, kind);
         let kinds = given.len();
         let made = (|| {
             Ok(Self {
@@ -48,7 +49,9 @@ impl Place {
                 named: (0..names)
                     .map(|name| (0..kinds).map(|kind| copy(format!("name-{name}-{kind}"), kind)).collect())
                     .collect::<Result<_, String>>()?,
-                cold: (0..cold).map(|index| copy(format!("cold-{index}"), 0)).collect::<Result<_, String>>()?,
+                cold: (0..colds)
+                    .map(|index| copy_of(cold, format!("cold-{index}"), 0))
+                    .collect::<Result<_, String>>()?,
                 kinds,
                 root: root.clone(),
             })

@@ -163,6 +163,20 @@ impl<'a> Streams<'a> {
         Ok(of_name(&waited.0))
     }
 
+    /// Requests that were answered 404 in their turn.
+    pub fn absent(&self) -> usize {
+        self.board().absent
+    }
+
+    /// Waits until somebody else was.
+    pub fn more_absent_than(&self, count: usize, patience: Duration) -> Result<(), String> {
+        let waited = self
+            .moved
+            .wait_timeout_while(self.board(), patience, |board| board.absent <= count)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.1.timed_out() { Err("nobody has asked for an unloaded name".to_owned()) } else { Ok(()) }
+    }
+
     /// Whether one of these streams still waits for its last token.
     pub fn any_lives(&self, streams: &[u64]) -> bool {
         let board = self.board();
