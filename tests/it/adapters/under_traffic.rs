@@ -128,8 +128,8 @@ async fn bad_adapters_loaded_one_after_another_break_no_good_one() {
     .await;
     assert!(kinds().count() >= 50);
     let listed = server.get("/v1/adapters").await.json();
-    let names: Vec<&str> =
-        listed["data"].as_array().unwrap().iter().map(|adapter| adapter["id"].as_str().unwrap()).collect();
+    let serving = listed["data"].as_array().unwrap().iter().filter(|adapter| adapter["version"].is_string());
+    let names: Vec<&str> = serving.map(|adapter| adapter["id"].as_str().unwrap()).collect();
     assert_eq!(names, ["lawyer", "poet"]);
     for name in GOOD {
         let shown = server.get(&format!("/v1/adapters/{name}")).await.json();
