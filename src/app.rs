@@ -170,6 +170,7 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
             record: config.record.policy,
             default_max_tokens: config.limits.default_max_tokens,
             answer_timeout: config.limits.answer_timeout,
+            adapter_wait: config.adapters.wait,
             tokenizer_threads: 2,
         },
     });

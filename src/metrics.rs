@@ -13,7 +13,7 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
-pub use vllm::VllmView;
+pub use vllm::{LoadedAdapter, VllmView};
 
 /// The collectors of one server, registered in a registry of its own.
 pub struct Metrics {
@@ -50,6 +50,15 @@ pub struct Metrics {
     pub adapter_bytes: IntGauge,
     pub adapter_loads: IntCounterVec,
     pub adapter_load_seconds: Histogram,
+    /// By stage: read, hash, check, pack.
+    pub adapter_load_stage_seconds: HistogramVec,
+    /// Requests for an adapter, by where its weights were: memory, loading, disk.
+    pub adapter_lookups: IntCounterVec,
+    pub adapter_evictions: IntCounter,
+    /// Names, by where their weights are: memory, loading, disk. Set when they are read.
+    pub adapter_names: IntGaugeVec,
+    /// Requests that hold an adapter's weights.
+    pub adapter_leases: IntGauge,
     /// Names in the file of desired adapters, by how they stand to it.
     pub adapters_desired: IntGaugeVec,
     /// Adapters that failed and are not tried again for a while.
@@ -193,6 +202,26 @@ impl Metrics {
             adapter_bytes: gauge("tunegate_adapter_bytes", "Bytes of packed adapter weights in memory."),
             adapter_loads: counters("tunegate_adapter_loads_total", "Adapter loads, by outcome.", &["outcome"]),
             adapter_load_seconds: histogram("tunegate_adapter_load_seconds", "Reading, checking and packing.", SECONDS),
+            adapter_load_stage_seconds: histograms(
+                "tunegate_adapter_load_stage_seconds",
+                "Loads of adapters by stage (read, hash, check, pack).",
+                &["stage"],
+            ),
+            adapter_lookups: counters(
+                "tunegate_adapter_lookups_total",
+                "Requests for an adapter, by where its weights were: memory (a hit), loading, disk (misses).",
+                &["tier"],
+            ),
+            adapter_evictions: counter(
+                "tunegate_adapter_evictions_total",
+                "Adapters that left memory to make room for others.",
+            ),
+            adapter_names: gauges(
+                "tunegate_adapters",
+                "Names of adapters, by where their weights are (memory, loading, disk).",
+                &["tier"],
+            ),
+            adapter_leases: gauge("tunegate_adapter_leases", "Requests that hold the weights of an adapter."),
             adapters_desired: gauges(
                 "tunegate_adapters_desired",
                 "Names in the file of desired adapters, by state (in_place, held, waiting, failed).",

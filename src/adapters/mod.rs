@@ -139,6 +139,8 @@ pub enum AdapterError {
     Refused { name: String, refusals: Arc<Vec<Refusal>> },
     #[error("adapter '{name}' needs {needed} bytes; {limit} are allowed for adapters and what is there is in use")]
     NoRoom { name: AdapterName, needed: u64, limit: u64, retry_after_ms: u64 },
+    #[error("adapter '{name}' was not in memory within {waited_ms} ms; it is being loaded")]
+    NotYet { name: AdapterName, waited_ms: u64, retry_after_ms: u64 },
     #[error("adapter '{name}' cannot be loaded now: {reason}")]
     Busy { name: AdapterName, reason: String, retry_after_ms: u64 },
     #[error("adapter '{name}' could not be read: {reason}")]

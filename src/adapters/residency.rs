@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use moka::{policy::EvictionPolicy, sync::Cache};
@@ -70,7 +70,10 @@ pub struct ResidentSet {
 /// Versions that may wait for a loading thread at the same time.
 const MAX_WAITING: usize = 1024;
 /// When to come back if everything in memory is in use: about as long as a short answer takes.
-const RETRY_AFTER_MS: u64 = 1000;
+pub const RETRY_AFTER_MS: u64 = 1000;
+
+/// How long a load that finds no room waits for the others that are under way.
+const FOR_OTHERS: Duration = Duration::from_millis(200);
 
 struct Shared {
     cache: Cache<AdapterVersion, Arc<Held>>,
@@ -217,12 +220,24 @@ impl ResidentSet {
     /// # Errors
     /// What loading met, or that there is no room.
     pub async fn get(&self, name: &AdapterName, version: AdapterVersion, bytes: u64) -> Result<Ready, AdapterError> {
+        let found = |tier: &str| self.shared.metrics.adapter_lookups.with_label_values(&[tier]).inc();
         if let Some(ready) = self.shared.cached(version) {
+            found("memory");
             return Ok(ready);
         }
         let mut outcome = match self.join_or_start(name, version, bytes)? {
-            Joined::Ready(ready) => return Ok(ready),
-            Joined::Loading(outcome) => outcome,
+            Joined::Ready(ready) => {
+                found("memory");
+                return Ok(ready);
+            }
+            Joined::Loading(outcome) => {
+                found("loading");
+                outcome
+            }
+            Joined::Started(outcome) => {
+                found("disk");
+                outcome
+            }
         };
         let lost = || AdapterError::Unreadable { name: name.to_string(), reason: "the load was given up".to_owned() };
         let done = outcome.wait_for(Option::is_some).await.map_err(|_| lost())?;
@@ -253,7 +268,7 @@ impl ResidentSet {
             retry_after_ms: RETRY_AFTER_MS,
         })?;
         book.loading.insert(version, outcome.clone());
-        Ok(Joined::Loading(outcome))
+        Ok(Joined::Started(outcome))
     }
 
     /// Loads a version and keeps it, whatever else is asked for.
@@ -328,6 +343,11 @@ impl ResidentSet {
         }
     }
 
+    /// Requests that hold weights.
+    pub fn leases(&self) -> usize {
+        self.shared.book().usage.values().map(|usage| usage.leases()).sum()
+    }
+
     pub fn snapshot(&self) -> ResidencySnapshot {
         let book = self.shared.book();
         let alive = book.live.iter().filter(|(_, resident)| resident.weights.strong_count() > 0);
@@ -339,7 +359,9 @@ impl ResidentSet {
 
 enum Joined {
     Ready(Ready),
+    /// Somebody else's load.
     Loading(watch::Receiver<Outcome>),
+    Started(watch::Receiver<Outcome>),
 }
 
 impl Held {
@@ -421,6 +443,7 @@ impl Shared {
                 | AdapterError::Unknown { .. }
                 | AdapterError::UnknownVersion { .. }
                 | AdapterError::AmbiguousVersion { .. }
+                | AdapterError::NotYet { .. }
                 | AdapterError::Catalog { .. },
             ) => "failed",
         };
@@ -441,10 +464,13 @@ impl Shared {
                 | AdapterError::Unknown { .. }
                 | AdapterError::UnknownVersion { .. }
                 | AdapterError::AmbiguousVersion { .. }
+                | AdapterError::NotYet { .. }
                 | AdapterError::Catalog { .. },
             ) => {}
         }
         self.book().loading.remove(&job.version);
+        // Whoever found no room beside this load may look again.
+        self.freed.notify_all();
         // Those who asked may all have left; the weights stay for the next one.
         let _ = job.done.send(Some(result));
     }
@@ -458,6 +484,10 @@ impl Shared {
         let weights = Arc::new(weights.retiring_to(graveyard));
         let usage = Arc::clone(self.book().usage.entry(job.version).or_default());
         usage.loaded(reservation.times);
+        let LoadTimes { read_us, hash_us, check_us, pack_us } = reservation.times;
+        for (stage, us) in [("read", read_us), ("hash", hash_us), ("check", check_us), ("pack", pack_us)] {
+            self.metrics.adapter_load_stage_seconds.with_label_values(&[stage]).observe(us as f64 / 1e6);
+        }
         let resident =
             Resident { weights: Arc::downgrade(&weights), card: Arc::clone(&card), bytes, usage: Arc::clone(&usage) };
         reservation.settle(job.version, resident);
@@ -494,7 +524,7 @@ impl Shared {
             return Err(no_room());
         }
         let most = self.limits.max_count.unwrap_or(usize::MAX);
-        let mut book = self.book();
+        let (mut book, mut waited) = (self.book(), false);
         loop {
             let fits = |book: &Book, idle_bytes: u64, idle_count: usize| {
                 let bytes_fit = (book.bytes - idle_bytes.min(book.bytes)).saturating_add(more) <= limit;
@@ -516,6 +546,13 @@ impl Shared {
             // Nobody is evicted for what would not fit even then.
             match fits(&book, idle_bytes, idle.len()) {
                 (true, true) => {}
+                // What another load has just brought can be evicted in a moment, and what it reserved may turn out to be too much.
+                (false, _) | (_, false) if count > 0 && book.reserved > 0 && !waited => {
+                    waited = true;
+                    let (woken, _) = self.freed.wait_timeout(book, FOR_OTHERS).unwrap_or_else(PoisonError::into_inner);
+                    book = woken;
+                    continue;
+                }
                 (false, _) => return Err(no_room()),
                 (true, false) => {
                     return Err(AdapterError::Busy {
@@ -527,6 +564,7 @@ impl Shared {
             }
             if let Some((version, _)) = idle.iter().min_by_key(|(_, idle)| idle.last_used) {
                 self.cache.invalidate(version);
+                self.metrics.adapter_evictions.inc();
             }
         }
     }

@@ -1,7 +1,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     folder::AdapterFiles,
     peft,
     quarantine::Quarantine,
-    residency::{Reservation, ResidencyLimits, ResidencySnapshot, ResidentSet},
+    residency::{self, Reservation, ResidencyLimits, ResidencySnapshot, ResidentSet},
     vault::Vault,
     verdicts::{NameFault, Verdicts},
 };
@@ -115,7 +115,7 @@ impl AdapterStore {
                 loader.load(name, version, reservation)
             })
         };
-        let residents = ResidentSet::start(limits, LOADERS, metrics, load)
+        let residents = ResidentSet::start(limits, config.load_threads, metrics, load)
             .map_err(|error| AdapterError::Unreadable { name: "loader".to_owned(), reason: error.to_string() })?;
         let opened = Self { catalog: Mutex::new(catalog), residents, loader, store, verdicts, quarantine };
         Ok(Opened { store: Arc::new(opened), refused })
@@ -162,6 +162,26 @@ impl AdapterStore {
         Ok(AdapterLease { name: name.clone(), version, weights: ready.weights, card: ready.card, _seat: seat })
     }
 
+    /// As [`AdapterStore::lease`], within a time. The load goes on without whoever has waited enough.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotYet`] after that time, else as [`AdapterStore::lease`].
+    pub async fn lease_within(
+        &self,
+        name: &AdapterName,
+        version: AdapterVersion,
+        wait: Duration,
+    ) -> Result<AdapterLease, AdapterError> {
+        match tokio::time::timeout(wait, self.lease(name, version)).await {
+            Ok(lease) => lease,
+            Err(_) => Err(AdapterError::NotYet {
+                name: name.clone(),
+                waited_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+                retry_after_ms: residency::RETRY_AFTER_MS,
+            }),
+        }
+    }
+
     /// Loads a version and keeps it in memory whatever else is asked for.
     ///
     /// # Errors
@@ -173,6 +193,16 @@ impl AdapterStore {
     /// Lets a pinned version go when its room is needed.
     pub fn unpin(&self, version: AdapterVersion) {
         self.residents.unpin(version);
+    }
+
+    /// Whether a version stays in memory whatever else is asked for.
+    pub fn is_pinned(&self, version: AdapterVersion) -> bool {
+        self.residents.usage(version).pinned
+    }
+
+    /// Requests that hold the weights of an adapter.
+    pub fn leases(&self) -> usize {
+        self.residents.leases()
     }
 
     pub fn resident(&self) -> ResidencySnapshot {
@@ -189,9 +219,6 @@ impl AdapterStore {
         self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// Threads that load. One: loading shares the machine with answers that are under way.
-const LOADERS: usize = 1;
 
 impl Loader {
     /// What is known of a kept version, if it serves on this base.

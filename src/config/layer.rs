@@ -155,6 +155,13 @@ settings! {
     /// The versions of this many last steps of each name are never removed from disk (default: 5)
     #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
     adapter_keep_steps: usize,
+    /// Threads that read and pack adapters at the same time (default: 2)
+    #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
+    adapter_load_threads: usize,
+    /// How long a request waits for an adapter that is not in memory, unless its x-tunegate-adapter-wait-ms says
+    /// otherwise (default: 30000)
+    #[arg(long, value_name = "MS", help_heading = "Adapters")]
+    adapter_wait_ms: u64,
     /// Disk for kept versions of adapters; by default none is removed
     #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
     adapter_vault_bytes: Bytes,

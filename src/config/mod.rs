@@ -72,6 +72,10 @@ pub struct AdapterConfig {
     pub suites: Vec<PathBuf>,
     /// What this many of a name's last steps name is never removed from disk.
     pub keep_steps: usize,
+    /// Threads that read and pack adapters at the same time.
+    pub load_threads: usize,
+    /// How long a request waits for an adapter that is not in memory, unless it says so itself.
+    pub wait: Duration,
     /// Bytes of kept adapters on disk; `None`: nothing is removed.
     pub max_vault_bytes: Option<u64>,
     /// The largest rank that is accepted.
@@ -101,6 +105,8 @@ impl Default for AdapterConfig {
             trial: true,
             suites: Vec::new(),
             keep_steps: 5,
+            load_threads: 2,
+            wait: Duration::from_secs(30),
             max_vault_bytes: None,
             max_lora_rank: 512,
             max_cpu_loras: None,

@@ -175,6 +175,7 @@ fn question(item: &Item) -> Result<Ask, String> {
         seed: Some(count("seed")?.unwrap_or(0)),
         caller: Caller::default(),
         record: Some(RecordPolicy::None),
+        adapter_wait: None,
         store: false,
         user: None,
         metadata: Map::new(),

@@ -1,5 +1,7 @@
 //! What is asked of the gateway and what comes back.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
 use crate::journal::{CompletionKind, JournalError};
@@ -42,6 +44,8 @@ pub struct Ask {
     pub caller: Caller,
     /// `x-tunegate-record`: may only record less.
     pub record: Option<RecordPolicy>,
+    /// `x-tunegate-adapter-wait-ms`: how long to wait for an adapter that is not in memory; `None` is the server's own.
+    pub adapter_wait: Option<Duration>,
     /// `store: true`: listable afterwards.
     pub store: bool,
     pub user: Option<String>,

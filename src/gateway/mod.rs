@@ -67,6 +67,8 @@ pub struct GatewaySettings {
     pub default_max_tokens: usize,
     /// The longest an answer may take, from admission.
     pub answer_timeout: Duration,
+    /// How long a request waits for an adapter that is not in memory.
+    pub adapter_wait: Duration,
     /// Prompts that may be tokenized at the same time.
     pub tokenizer_threads: usize,
 }
@@ -113,7 +115,10 @@ impl Gateway {
         let slot = parts.journal.reserve(question::choices(&ask))?;
         let lease = match &route {
             Route::Base => None,
-            Route::Adapter { name, version } => Some(parts.adapters.lease(name, *version).await?),
+            Route::Adapter { name, version } => {
+                let wait = ask.adapter_wait.unwrap_or(parts.settings.adapter_wait);
+                Some(parts.adapters.lease_within(name, *version, wait).await?)
+            }
         };
         self.answer(ask, lease, slot).await
     }

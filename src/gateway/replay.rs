@@ -157,6 +157,7 @@ fn again(completion: &Completion, content: &Content, base_name: &str, run: u64) 
         // A cache of its own: what is replayed is computed, not remembered.
         caller: Caller { salt: KvSalt(*Digest::of(&run.to_le_bytes()).as_bytes()), ..Caller::default() },
         record: Some(RecordPolicy::None),
+        adapter_wait: None,
         store: false,
         user: None,
         metadata: serde_json::Map::new(),

@@ -210,9 +210,9 @@ impl From<AdapterError> for ApiError {
             AdapterError::Refused { name, refusals } => {
                 Self::new(StatusCode::BAD_REQUEST, "adapter_refused", refused(name, refusals)).about("model")
             }
-            AdapterError::NoRoom { retry_after_ms, .. } | AdapterError::Busy { retry_after_ms, .. } => {
-                Self::overloaded(&error, *retry_after_ms).about("model")
-            }
+            AdapterError::NoRoom { retry_after_ms, .. }
+            | AdapterError::NotYet { retry_after_ms, .. }
+            | AdapterError::Busy { retry_after_ms, .. } => Self::overloaded(&error, *retry_after_ms).about("model"),
             AdapterError::Unreadable { name, reason } => {
                 Self::internal("adapter_unreadable", &format!("adapter '{name}' could not be read"), reason)
                     .about("model")

@@ -9,7 +9,11 @@ use http::{StatusCode, header};
 use serde_json::json;
 
 use super::{AppState, error::ApiError};
-use crate::{adapters::Residency, journal::Health, metrics::VllmView};
+use crate::{
+    adapters::Residency,
+    journal::Health,
+    metrics::{LoadedAdapter, VllmView},
+};
 
 /// GET /health: whether the engine is alive. Idle is alive; work that does not move is not.
 pub async fn health(State(app): State<AppState>) -> Response {
@@ -51,7 +55,22 @@ pub async fn metrics(State(app): State<AppState>) -> Response {
         let there = entries.iter().filter(move |entry| entry.residency == wanted);
         there.map(|entry| entry.name.to_string()).collect::<Vec<_>>()
     };
+    for (tier, residency) in
+        [("memory", Residency::Resident), ("loading", Residency::Loading), ("disk", Residency::Cold)]
+    {
+        let count = entries.iter().filter(|entry| entry.residency == residency).count();
+        app.metrics().adapter_names.with_label_values(&[tier]).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    let leases = app.gateway().adapters().leases();
+    app.metrics().adapter_leases.set(i64::try_from(leases).unwrap_or(i64::MAX));
+    let resident = entries.iter().filter(|entry| entry.residency == Residency::Resident);
+    let loaded = resident.map(|entry| LoadedAdapter {
+        name: entry.name.to_string(),
+        rank: entry.card.rank,
+        pinned: app.gateway().adapters().is_pinned(entry.version),
+    });
     let view = VllmView {
+        loaded: loaded.collect(),
         model_name: app.gateway().base_name().to_owned(),
         running: load.running,
         waiting: load.waiting,

@@ -20,6 +20,42 @@ pub struct VllmView {
     pub resident: Vec<String>,
     /// Names of the adapters that are being loaded.
     pub loading: Vec<String>,
+    /// The same as `resident`, one by one.
+    pub loaded: Vec<LoadedAdapter>,
+}
+
+/// An adapter whose weights are in memory.
+#[derive(Clone, Debug)]
+pub struct LoadedAdapter {
+    pub name: String,
+    pub rank: usize,
+    pub pinned: bool,
+}
+
+/// Adapters that have a series of their own among those in memory; a reader can count on `lora_requests_info` for the rest.
+const MOST_LOADED: usize = 1000;
+
+/// The gauges of residency that are proposed to vLLM (its pull requests 51433 and 54830) and that routers read already. What is in
+/// memory is where it is computed with, whatever the device: their level `gpu`. Nothing is held in a level between that and the disk.
+fn render_residency(view: &VllmView, text: &mut String) {
+    let count = view.resident.len();
+    for (name, help, value) in [
+        ("num_gpu_loaded_lora_adapters", "Adapters in memory, ready to be used.", count),
+        ("num_cpu_loaded_lora_adapters", "Adapters held in a memory from which they are brought to the device.", 0),
+        ("max_gpu_lora_adapters", "Different adapters that one batch may hold.", view.max_lora),
+    ] {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(text, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} gauge\nvllm:{name} {value}");
+    }
+    let name = "lora_adapter_loaded";
+    let _ = writeln!(text, "# HELP vllm:{name} 1 for each adapter in memory.\n# TYPE vllm:{name} gauge");
+    for LoadedAdapter { name: adapter, rank, pinned } in view.loaded.iter().take(MOST_LOADED) {
+        let adapter = escaped(adapter);
+        let _ = writeln!(
+            text,
+            "vllm:{name}{{adapter_name=\"{adapter}\",level=\"gpu\",pinned=\"{pinned}\",rank=\"{rank}\"}} 1"
+        );
+    }
 }
 
 /// Appends vLLM's series to `text`. `vllm:lora_requests_info` is exactly one series, from the start: readers take the
@@ -54,6 +90,7 @@ pub(super) fn render(metrics: &Metrics, view: &VllmView, text: &mut String) {
         // Writing to a `String` cannot fail.
         let _ = writeln!(text, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} gauge\nvllm:{name}{{{labels}}} {value}");
     }
+    render_residency(view, text);
     let counters = [
         ("num_preemptions_total", "Sequences computed again for lack of room.", metrics.preemptions.get()),
         ("prefix_cache_queries_total", "Prompt tokens looked for in the prefix cache.", metrics.prefix_queried.get()),
@@ -84,6 +121,7 @@ mod tests {
             max_lora: 4,
             resident: vec!["poet".into(), "team/sql".into()],
             loading: vec!["lawyer".into()],
+            loaded: vec![LoadedAdapter { name: "team/sql".into(), rank: 16, pinned: true }],
         };
         for view in [&VllmView::default(), &view] {
             let text = metrics.render(view);
@@ -95,6 +133,13 @@ mod tests {
             text.contains(r#"max_lora="4",running_lora_adapters="poet,team/sql",waiting_lora_adapters="lawyer"} 1"#),
             "{text}"
         );
+        for line in [
+            r#"vllm:lora_adapter_loaded{adapter_name="team/sql",level="gpu",pinned="true",rank="16"} 1"#,
+            "vllm:num_gpu_loaded_lora_adapters 2",
+            "vllm:max_gpu_lora_adapters 4",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
+        }
         assert!(
             text.contains(r#"vllm:num_requests_running{model_name="tiny \"base\"",engine="0"} 3"#),
             "quotes in a name are escaped: {text}"

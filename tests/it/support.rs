@@ -153,6 +153,7 @@ pub fn question(model: &str, prompt: Prompt, max_tokens: usize) -> Ask {
         seed: Some(7),
         caller: Caller::default(),
         record: None,
+        adapter_wait: None,
         store: false,
         user: None,
         metadata: Default::default(),

@@ -172,3 +172,34 @@ async fn a_version_that_failed_is_not_read_again_by_everybody_until_it_is_let() 
     assert!(set.get(&name(), bad, 10).await.is_ok());
     assert!(set.confined(bad).is_none());
 }
+
+#[tokio::test]
+async fn two_cold_adapters_are_loaded_side_by_side() {
+    // Each load waits for the other: one after the other they would never end.
+    let meeting = Arc::new(std::sync::Barrier::new(2));
+    let both = Arc::clone(&meeting);
+    let load = move |_: &AdapterName, version, _: &mut Reservation<'_>| {
+        both.wait();
+        Ok((LoraAdapter::new(version, 1, Arc::new(())), card()))
+    };
+    let limits = ResidencyLimits { max_bytes: u64::MAX, max_count: None };
+    let set = ResidentSet::start(limits, 2, Arc::new(Metrics::default()), Box::new(load)).unwrap();
+    let name = name();
+    let (one, other) = tokio::join!(set.get(&name, version(0), 1), set.get(&name, version(1), 1));
+    assert!(one.is_ok() && other.is_ok());
+}
+
+#[tokio::test]
+async fn lookups_are_counted_by_where_the_weights_were() {
+    let metrics = Arc::new(Metrics::default());
+    let load =
+        |_: &AdapterName, version, _: &mut Reservation<'_>| Ok((LoraAdapter::new(version, 100, Arc::new(())), card()));
+    let set = ResidentSet::start(ONE, 2, Arc::clone(&metrics), Box::new(load)).unwrap();
+    let name = name();
+    for index in [0, 0, 1, 0] {
+        drop(set.get(&name, version(index), 100).await.unwrap());
+    }
+    let count = |tier: &str| metrics.adapter_lookups.with_label_values(&[tier]).get();
+    assert_eq!((count("memory"), count("loading"), count("disk")), (1, 0, 3));
+    assert_eq!(metrics.adapter_evictions.get(), 2);
+}

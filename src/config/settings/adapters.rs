@@ -56,6 +56,8 @@ impl Check<'_> {
             roots: if wanted { roots } else { Vec::new() },
             trial: said.adapter_trial != Some(Switch(false)),
             suites: said.suite_dir.clone().unwrap_or_default(),
+            load_threads: self.at_least("adapter_load_threads", said.adapter_load_threads, default.load_threads, 1),
+            wait: said.adapter_wait_ms.map_or(default.wait, Duration::from_millis),
             keep_steps: self.at_least("adapter_keep_steps", said.adapter_keep_steps, default.keep_steps, 1),
             max_vault_bytes: said.adapter_vault_bytes.map(|bytes| bytes.0),
             max_lora_rank: self.at_least("max_lora_rank", said.max_lora_rank, default.max_lora_rank, 1),

@@ -138,6 +138,7 @@ impl PublishError {
                 | AdapterError::UnknownVersion { .. }
                 | AdapterError::AmbiguousVersion { .. }
                 | AdapterError::NoRoom { .. }
+                | AdapterError::NotYet { .. }
                 | AdapterError::Busy { .. }
                 | AdapterError::Catalog { .. },
             )

@@ -1,12 +1,14 @@
 //! `/v1/chat/completions` and `/v1/completions`: the handlers.
 
+use std::time::Duration;
+
 use axum::{
     Extension,
     body::Body,
     extract::{FromRequestParts, State},
     response::Response,
 };
-use http::{HeaderName, HeaderValue, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts};
 
 use super::{
     params::Form,
@@ -27,10 +29,25 @@ use crate::{
 
 /// The versions that answered.
 const VERSION: HeaderName = HeaderName::from_static("x-tunegate-version");
+/// How long to wait for an adapter that is not in memory.
+const ADAPTER_WAIT: &str = "x-tunegate-adapter-wait-ms";
+/// An hour.
+const MOST_WAIT_MS: u64 = 3_600_000;
 /// What was asked for and had no effect.
 const IGNORED: HeaderName = HeaderName::from_static("x-tunegate-ignored");
 /// Names in [`IGNORED`]; the rest is counted.
 const MAX_IGNORED: usize = 16;
+
+/// `x-tunegate-adapter-wait-ms`: milliseconds that this request waits for an adapter that is not in memory; 0 is not at all.
+fn adapter_wait(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = headers.get(ADAPTER_WAIT) else { return Ok(None) };
+    let ms = value.to_str().ok().and_then(|text| text.trim().parse().ok()).filter(|ms| *ms <= MOST_WAIT_MS);
+    let bad = || {
+        let message = format!("{ADAPTER_WAIT} must be a whole number of milliseconds up to {MOST_WAIT_MS}");
+        ApiError::invalid(ADAPTER_WAIT, message)
+    };
+    ms.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(bad)
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for Envelope {
     type Rejection = ApiError;
@@ -41,7 +58,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Envelope {
         else {
             return Err(ApiError::unguarded());
         };
-        Ok(Self { request_id: id.clone(), caller: identity.caller.clone(), record: record_header(&parts.headers)? })
+        Ok(Self {
+            request_id: id.clone(),
+            caller: identity.caller.clone(),
+            record: record_header(&parts.headers)?,
+            adapter_wait: adapter_wait(&parts.headers)?,
+        })
     }
 }
 

@@ -1,5 +1,7 @@
 //! From a request's fields to what the gateway is asked.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
@@ -28,6 +30,8 @@ pub struct Envelope {
     pub caller: Caller,
     /// `x-tunegate-record`.
     pub record: Option<RecordPolicy>,
+    /// `x-tunegate-adapter-wait-ms`.
+    pub adapter_wait: Option<Duration>,
 }
 
 /// Reads a request to `/v1/chat/completions`.
@@ -167,6 +171,7 @@ impl Question {
             seed: shared.seed,
             caller,
             record: envelope.record,
+            adapter_wait: envelope.adapter_wait,
             store: self.store,
             user: shared.user,
             metadata: shared.metadata,

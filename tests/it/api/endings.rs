@@ -143,6 +143,12 @@ async fn metrics_count_by_adapter_and_version() {
         r#"tunegate_refused_total{code="invalid_value"} 1"#.to_owned(),
         format!(r#"tunegate_http_responses_total{{route="{CHAT}",status="200"}} 1"#),
         r#"vllm:num_requests_waiting{model_name="tiny",engine="0"} 0"#.to_owned(),
+        r#"tunegate_adapters{tier="memory"} 1"#.to_owned(),
+        r#"tunegate_adapter_lookups_total{tier="disk"} 1"#.to_owned(),
+        "tunegate_adapter_evictions_total 0".to_owned(),
+        "tunegate_adapter_leases 0".to_owned(),
+        r#"tunegate_adapter_load_stage_seconds_count{stage="pack"} 1"#.to_owned(),
+        "vllm:num_gpu_loaded_lora_adapters 1".to_owned(),
     ] {
         assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
     }

@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::support::{
     BASE,
-    server::{CHAT, TestServer, chat_body},
+    server::{CHAT, COMPLETIONS, TestServer, chat_body},
     wire::{Answer, Reader, Request},
 };
 
@@ -188,4 +188,21 @@ async fn a_server_that_trusts_this_machine_answers_to_no_other_name() {
     assert_eq!(server.send_unix(host("anything")).await.status, 200, "the operator's socket has no names");
     let keyed = TestServer::with(|config, _| config.server.api_keys = vec!["secret".into()]).await;
     assert_eq!(keyed.send(host("proxy.example").key("secret")).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_says_how_long_it_waits_for_a_cold_adapter() {
+    let server = TestServer::start().await;
+    let body = json!({"model": "rslora", "prompt": "a", "max_tokens": 1});
+    let within = |ms: &str| Request::post(COMPLETIONS, &body).header("x-tunegate-adapter-wait-ms", ms);
+    for bad in ["soon", "-1", "1.5", "3600001"] {
+        let answer = server.send(within(bad)).await;
+        assert_eq!((answer.status, answer.json()["error"]["param"].as_str()), (400, Some("x-tunegate-adapter-wait-ms")));
+    }
+    let answer = server.send(within("0")).await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert!(answer.header("retry-after").is_some() && answer.text().contains("it is being loaded"), "{}", answer.text());
+    // Whoever waits has the load that the other has started.
+    assert_eq!(server.send(within("60000")).await.status, 200);
+    assert_eq!(server.send(within("0")).await.status, 200, "what is in memory is there at once");
 }
