@@ -30,6 +30,8 @@ fn under_sixteen_streams_adapters_are_changed_and_every_answer_is_its_version_s_
             "--json",
         ])
         .arg(&file)
+        .arg("--cold-adapter")
+        .arg(golden("adapters/llama/rank-1"))
         .args(["--", "--kv-cache-memory-bytes", "64MiB", "--block-size", "16"])
         .env("TMPDIR", folder.path())
         .output()
@@ -55,6 +57,7 @@ fn under_sixteen_streams_adapters_are_changed_and_every_answer_is_its_version_s_
     for kind in ["replace", "roll back", "load"] {
         assert!(report["changes"][kind]["flip_ms"]["max"].as_f64().is_some_and(|ms| ms > 0.0), "{kind}: {report:#}");
     }
+    assert_eq!((&report["cold"]["rank"], &report["cold"]["adapters"]), (&Value::from(1), &Value::from(3)));
     for stage in ["load", "asked"] {
         let stages = report["cold"][stage].as_array().expect("stages");
         assert!(stages.len() >= 5 && stages.iter().all(|stage| stage["ms"].is_number()), "{report:#}");
