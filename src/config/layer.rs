@@ -81,8 +81,8 @@ settings! {
     /// The branch, tag or commit of a model from a hub (default: main)
     #[arg(long, value_name = "REVISION", help_heading = "Model")]
     revision: String,
-    /// The model hub's URL (default: https://huggingface.co)
-    #[arg(long, value_name = "URL", help_heading = "Model")]
+    /// The model hub's URL
+    #[arg(long, help = "The model hub's URL (default: https://huggingface.co)", value_name = "URL", help_heading = "Model")]
     hub_endpoint: String,
     /// The token for the model hub
     #[arg(long, value_name = "TOKEN", help_heading = "Model")]

@@ -197,11 +197,18 @@ async fn a_request_says_how_long_it_waits_for_a_cold_adapter() {
     let within = |ms: &str| Request::post(COMPLETIONS, &body).header("x-tunegate-adapter-wait-ms", ms);
     for bad in ["soon", "-1", "1.5", "3600001"] {
         let answer = server.send(within(bad)).await;
-        assert_eq!((answer.status, answer.json()["error"]["param"].as_str()), (400, Some("x-tunegate-adapter-wait-ms")));
+        assert_eq!(
+            (answer.status, answer.json()["error"]["param"].as_str()),
+            (400, Some("x-tunegate-adapter-wait-ms"))
+        );
     }
     let answer = server.send(within("0")).await;
     assert_eq!(answer.status, 503, "{}", answer.text());
-    assert!(answer.header("retry-after").is_some() && answer.text().contains("it is being loaded"), "{}", answer.text());
+    assert!(
+        answer.header("retry-after").is_some() && answer.text().contains("it is being loaded"),
+        "{}",
+        answer.text()
+    );
     // Whoever waits has the load that the other has started.
     assert_eq!(server.send(within("60000")).await.status, 200);
     assert_eq!(server.send(within("0")).await.status, 200, "what is in memory is there at once");
