@@ -218,8 +218,8 @@ async fn the_file_says_what_is_served_and_replicas_agree() {
 
     // A file that cannot be read changes nothing, and says so.
     desk.desire("adapters: [");
-    let report = until(&one, |report| report.file.is_some()).await;
-    assert!(report.names.contains_key("triage") && version(&one, "triage").is_some());
+    until(&one, |report| report.file.is_some() && stands(report, "triage", &Standing::InPlace)).await;
+    assert!(version(&one, "triage").is_some());
     let listed: Value = one.get("/v1/adapters").await.json();
     assert!(listed["followed"]["file"].is_string(), "{listed}");
     assert_eq!(listed["followed"]["names"]["triage"]["state"], "in_place");
