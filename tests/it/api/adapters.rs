@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tunegate::terms::AdapterVersion;
+use tunegate::terms::{AdapterVersion, Digest};
 
 use crate::support::{
     BASE, golden,
@@ -340,9 +340,9 @@ async fn whole(stream: EventStream<TcpStream>, first: String) -> String {
 /// Waits until nothing of a version is in memory.
 async fn freed(server: &TestServer, version: &str) {
     let adapters = server.gateway.adapters();
-    let there = |(version_there, _): &(AdapterVersion, u64)| version_there.to_string() == version;
+    let version = AdapterVersion(Digest::parse(version).unwrap());
     let wait = async {
-        while adapters.resident().versions.iter().any(there) {
+        while adapters.usage(version).bytes > 0 {
             tokio::task::yield_now().await;
         }
     };
