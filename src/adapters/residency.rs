@@ -100,6 +100,8 @@ struct Book {
     count: usize,
     /// The number reserved by loads.
     reserved: usize,
+    /// Loads under way, until they have let go of what they brought.
+    running: usize,
     loading: HashMap<AdapterVersion, watch::Receiver<Outcome>>,
     pinned: HashMap<AdapterVersion, Ready>,
     /// Versions that lost their name: loaded for as long as somebody uses them, and not kept beyond.
@@ -428,6 +430,14 @@ impl Shared {
 
     /// One load, from reservation to the answer for all who wait.
     fn run(&self, job: LoadJob) {
+        self.book().running += 1;
+        self.load_and_tell(job);
+        self.book().running -= 1;
+        // Whoever found no room beside this load may look again.
+        self.freed.notify_all();
+    }
+
+    fn load_and_tell(&self, job: LoadJob) {
         let started = Instant::now();
         let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.load(&job)));
         let result = loaded.unwrap_or_else(|_| {
@@ -469,8 +479,6 @@ impl Shared {
             ) => {}
         }
         self.book().loading.remove(&job.version);
-        // Whoever found no room beside this load may look again.
-        self.freed.notify_all();
         // Those who asked may all have left; the weights stay for the next one.
         let _ = job.done.send(Some(result));
     }
@@ -524,7 +532,7 @@ impl Shared {
             return Err(no_room());
         }
         let most = self.limits.max_count.unwrap_or(usize::MAX);
-        let (mut book, mut waited) = (self.book(), false);
+        let (mut book, begun) = (self.book(), Instant::now());
         loop {
             let fits = |book: &Book, idle_bytes: u64, idle_count: usize| {
                 let bytes_fit = (book.bytes - idle_bytes.min(book.bytes)).saturating_add(more) <= limit;
@@ -546,11 +554,11 @@ impl Shared {
             // Nobody is evicted for what would not fit even then.
             match fits(&book, idle_bytes, idle.len()) {
                 (true, true) => {}
-                // What another load has just brought can be evicted in a moment, and what it reserved may turn out to be too much.
-                (false, _) | (_, false) if count > 0 && book.reserved > 0 && !waited => {
-                    waited = true;
-                    let (woken, _) = self.freed.wait_timeout(book, FOR_OTHERS).unwrap_or_else(PoisonError::into_inner);
-                    book = woken;
+                // What another load has just brought can be evicted once that load lets go of it.
+                (false, _) | (_, false) if book.running > 1 && begun.elapsed() < FOR_OTHERS => {
+                    let left = FOR_OTHERS.saturating_sub(begun.elapsed());
+                    let woken = self.freed.wait_timeout(book, left).unwrap_or_else(PoisonError::into_inner);
+                    book = woken.0;
                     continue;
                 }
                 (false, _) => return Err(no_room()),
