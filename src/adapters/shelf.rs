@@ -4,6 +4,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
+
 use super::{
     AdapterCard, AdapterEntry, AdapterError, AdapterLease, AdapterLimits, BaseIdentity, Refusal, RefusalCode,
     catalog::{Catalog, Named, Serving},
@@ -172,9 +174,14 @@ impl AdapterStore {
         version: AdapterVersion,
         wait: Duration,
     ) -> Result<AdapterLease, AdapterError> {
-        match tokio::time::timeout(wait, self.lease(name, version)).await {
-            Ok(lease) => lease,
-            Err(_) => Err(AdapterError::NotYet {
+        // A timer has a grain; whoever does not wait at all is not kept for that long.
+        let lease = match wait.is_zero() {
+            true => self.lease(name, version).now_or_never(),
+            false => tokio::time::timeout(wait, self.lease(name, version)).await.ok(),
+        };
+        match lease {
+            Some(lease) => lease,
+            None => Err(AdapterError::NotYet {
                 name: name.clone(),
                 waited_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
                 retry_after_ms: residency::RETRY_AFTER_MS,
