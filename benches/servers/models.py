@@ -51,17 +51,17 @@ def converted(path, format_):
     return target
 
 
-def wide(*arguments):
-    """What is made wider of the demo model."""
-    subprocess.run([sys.executable, ROOT / "scripts/make-formats", DEMO, WIDE, "--only", "Q4_K_M", *arguments], check=True)
+def wide(format_, *arguments):
+    """What is made wider of the demo model, in one format."""
+    subprocess.run([sys.executable, ROOT / "scripts/make-formats", DEMO, WIDE, "--only", format_, *arguments], check=True)
 
 
 def file(format_):
     """The file that is measured in a format of `rows`."""
-    if format_ == rows.WIDE:
-        made = WIDE / "Q4_K_M.gguf"
+    if format_ in rows.WIDE:
+        made = WIDE / f"{format_}.gguf"
         if not made.is_file():
-            wide()
+            wide(format_)
         return made
     return converted(BIG, "Q4_K_M") if format_ == rows.BIG else converted(SMALL, format_)
 
@@ -81,11 +81,11 @@ def adapters_for(format_, count):
         NO_ADAPTERS.mkdir(parents=True, exist_ok=True)
         return NO_ADAPTERS
     small = adapters(count)
-    if format_ != rows.WIDE:
+    if format_ not in rows.WIDE:
         return ADAPTERS
     made = WIDE / "adapters"
     if len(list(made.glob("bench-*"))) < count:
-        wide(*(word for path in small for word in ("--adapter", path)))
+        wide(format_, *(word for path in small for word in ("--adapter", path)))
     return made
 
 

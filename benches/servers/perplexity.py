@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Compares our perplexity with llama.cpp's on one text, for the same file: the same tokens, chunks and context.
 
-    python3 benches/servers/perplexity.py --llama-perplexity PATH [--text FILE] [--formats F16 Q8_0 …] [--chunk 512] [--json OUT.json]
+    python3 benches/servers/perplexity.py --llama-perplexity PATH [--text FILE] [--formats F16 Q8_0 …] [--chunk 512]
+        [--instructions avx2] [--json OUT.json]
 
 As llama.cpp's own tool does it: the text is cut into chunks, each is read from an empty context, and the tokens of its second half
 are scored. That tool is asked for its figure; ours come from `/v1/completions` with `echo` and `logprobs`. Q4_K_M is judged on the
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import models
 import rows
-from results import Results
+from results import LEVELS, Results, digest, instructions
 from servers import Tunegate, end_on_request
 
 
@@ -71,21 +72,22 @@ def main():
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--instructions", choices=LEVELS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     end_on_request()
-    results = Results(arguments.json, arguments.threads)
+    results = Results(arguments.json, arguments.threads, arguments.instructions)
     for format_ in arguments.formats:
         model = models.file(format_)
         with tempfile.TemporaryDirectory() as scratch:
             none = Path(scratch) / "none"
             none.mkdir()
-            with Tunegate(arguments.tunegate, model, arguments.threads, Path(scratch), none) as server:
+            with Tunegate(arguments.tunegate, model, arguments.threads, Path(scratch), none, instructions(arguments)) as server:
                 our, count = ours(server, arguments.text.read_text(encoding="utf-8"), arguments.chunk)
         their, their_count = theirs(arguments.llama_perplexity, model, arguments.text, arguments.chunk, arguments.threads)
         if count != their_count:
             raise SystemExit(f"we scored {count} tokens and llama.cpp {their_count}")
-        entry = results.entry("perplexity", format=format_)
+        entry = results.entry("perplexity", format=format_, binary=digest(arguments.tunegate))
         entry["rounds"].append({"tunegate": our, "llama.cpp": their, "tokens": count})
         results.save()
         print(f"{format_:7} perplexity over {count} tokens: ours {our:.4f}, llama.cpp's {their:.4f}: {our / their:.5f}", flush=True)

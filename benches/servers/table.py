@@ -15,16 +15,23 @@ import rows
 from measure import median_and_range
 from results import Results
 
+# What is timed is the median of at least so many rounds.
+ROUNDS, TIMED = 5, ("compare", "alone")
+GROUPS = (*TIMED, "ceilings", "memory", "perplexity")
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 OURS = "tunegate"
 
 
 class Tables:
+    """All of one build: the one that was measured last."""
+
     def __init__(self, results):
         self.results, self.missing = results, []
+        everything = [entry for group in GROUPS for entry in results.all.get(group, [])]
+        self.binary = max(everything, key=lambda entry: entry["at"])["binary"] if everything else None
 
     def entry(self, what, group, *servers, **which):
-        found = self.results.newest(group, 1, servers, **which)
+        found = self.results.newest(group, ROUNDS if group in TIMED else 1, servers, binary=self.binary, **which)
         if not found:
             self.missing.append(what)
         return found
@@ -43,7 +50,7 @@ class Tables:
     def itself(self):
         """A line for each comparison of our decode rates with each other."""
         for row in rows.ITSELF:
-            of = lambda name: self.results.entries("compare", 1, [OURS], format=row.format, workload=name)
+            of = lambda name: self.results.entries("compare", ROUNDS, [OURS], format=row.format, workload=name, binary=self.binary)
             pair = next(((one, other) for one in of(row.workload) for other in of(row.base) if one["at"] == other["at"]), None)
             if not pair:
                 self.missing.append(f"{row.workload} against {row.base}, {row.format}")
@@ -92,7 +99,8 @@ ALONE = {
     ("long", "p99 with / without"): "8 streams while a 4,000-token prompt is read, 99th percentile between tokens, against without",
     ("long", "prompt speed beside / alone"): "the same, the prompt's speed against alone",
     ("many", "64 adapters / 8 adapters"): "64 streams over 64 adapters, tokens/s against 64 over 8",
-    ("fair", "p95 / (2 × alone + a step)"): "another adapter's first token with 64 requests queued on one, p95, against 2 × alone and a step",
+    ("fair", "p95 / (2 × alone + a step)"): "another adapter's first token with 64 requests running and up to 64 queued on one, p95, against 2 × alone and a step",
+    ("neighbour", "with / without"): "8 streams while another program keeps one of the two cores busy, tokens/s against without",
 }
 
 
@@ -115,7 +123,7 @@ def described(everything):
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         f"{machine['processor']} (family, model, stepping {machine['family, model, stepping']}), {machine['cores']} cores, {machine['memory GiB']} GiB, "
-        f"{machine['threads']} threads for every server; {sets}. {shown}. Medians and ranges of the rounds; ratios are taken within a round."
+        f"{machine['threads']} threads for every server; {sets}. {shown}. Medians and ranges of at least {ROUNDS} rounds; ratios are taken within a round."
     )
 
 

@@ -11,6 +11,8 @@ from measure import decoding, gaps, quantile, throughput, together
 from results import Results
 from servers import Answer
 
+BUILD = "build"
+
 
 def answer(began, *times):
     return Answer(began, list(times), len(times))
@@ -65,8 +67,8 @@ class Table(unittest.TestCase):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "results.json"
         results = Results(self.path, threads=2)
-        entry = results.entry("compare", format="Q8_0", workload="1 stream")
-        for ours, theirs in ((150.0, 100.0), (170.0, 100.0), (200.0, 100.0)):
+        entry = results.entry("compare", format="Q8_0", workload="1 stream", binary=BUILD)
+        for ours, theirs in ((150.0, 100.0), (160.0, 100.0), (170.0, 100.0), (180.0, 100.0), (200.0, 100.0)):
             figures = lambda rate: {"tokens_per_second": rate, "decoding_per_second": rate, "first_token_s": 0.1}
             entry["rounds"].append({"tunegate": figures(ours), "llama.cpp": figures(theirs)})
         results.save()
@@ -83,19 +85,33 @@ class Table(unittest.TestCase):
 
     def test_a_later_run_without_the_peer_does_not_hide_an_earlier_one_with_it(self):
         results = Results(self.path, threads=2)
-        results.entry("compare", format="Q8_0", workload="1 stream")["rounds"].append({"tunegate": {"tokens_per_second": 1.0}})
+        results.entry("compare", format="Q8_0", workload="1 stream", binary=BUILD)["rounds"] += [{"tunegate": {"tokens_per_second": 1.0}}] * table.ROUNDS
         results.save()
         self.assertIn("1.70", self.line())
 
+    def test_fewer_rounds_and_another_build_are_not_in_the_table(self):
+        results = Results(self.path, threads=2)
+        results.at = "9"
+        figures = {"tunegate": {"tokens_per_second": 900.0}, "llama.cpp": {"tokens_per_second": 100.0}}
+        results.entry("compare", format="Q8_0", workload="1 stream", binary=BUILD)["rounds"] += [figures] * (table.ROUNDS - 1)
+        results.save()
+        self.assertIn("1.70", self.line())
+        results.at = "99"
+        results.entry("compare", format="Q4_1", workload="1 stream", binary="another")["rounds"] += [figures] * table.ROUNDS
+        results.save()
+        text, _ = table.rendered(Results(self.path))
+        self.assertIn("| 1 stream | Q4_1", text)
+        self.assertNotIn("| 1 stream | Q8_0", text)
+
     def test_our_rates_are_compared_within_one_run(self):
-        rate = lambda rate: [{"tunegate": {"decoding_per_second": rate}}]
+        rate = lambda rate: [{"tunegate": {"decoding_per_second": rate}}] * table.ROUNDS
         for at, workload, found in (("1", "8 streams", 100.0), ("1", "8 streams, 8 adapters", 80.0), ("2", "8 streams", 400.0)):
             results = Results(self.path)
             results.at = at
-            results.entry("compare", format="F16", workload=workload)["rounds"] += rate(found)
+            results.entry("compare", format="F16", workload=workload, binary=BUILD)["rounds"] += rate(found)
             results.save()
         text, _ = table.rendered(Results(self.path))
-        self.assertIn("| 8 streams, 8 adapters, decode only | F16 | 80 | ours, 8 streams: 100 | 0.80 | ≥ 0.77 | ≥ 0.87 | bar |", text)
+        self.assertIn("| 8 streams, 8 adapters, decode only | F16 | 80 (80–80) | ours, 8 streams: 100 (100–100) | 0.80 (0.80–0.80) | ≥ 0.77 | ≥ 0.87 | bar |", text)
 
     def test_rows_that_were_not_measured_are_named(self):
         _, missing = table.rendered(Results(self.path))
@@ -104,7 +120,7 @@ class Table(unittest.TestCase):
 
     def test_an_entry_with_too_few_rounds_is_not_there(self):
         results = Results(self.path)
-        self.assertIsNone(results.newest("compare", 4, ["tunegate"], format="Q8_0", workload="1 stream"))
+        self.assertIsNone(results.newest("compare", 6, ["tunegate"], format="Q8_0", workload="1 stream"))
         self.assertEqual(json.loads(self.path.read_text())["machine"]["threads"], 2)
 
     def test_a_table_replaces_what_stands_between_the_marks_and_nothing_else(self):
