@@ -10,6 +10,7 @@ use std::{hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tunegate::kernels::{
+    caches,
     dequant::Encoding,
     isa::Isa,
     matmul::{panel_f32, panel_int8},
@@ -40,8 +41,11 @@ const SHAPES: [(usize, usize, &[usize]); 3] = [
     (576, 49_152, &[1, 2, 4, 8, 16]),
 ];
 
-/// More than caches hold.
-const ROTATED_BYTES: usize = 160 << 20;
+/// Bytes of copies that are taken in turns: more than caches hold, as far as there is memory for them.
+fn rotated_bytes() -> usize {
+    const LEAST: usize = 256 << 20;
+    caches::beyond().unwrap_or(LEAST)
+}
 
 #[derive(Clone, Copy, PartialEq)]
 enum Activations {
@@ -110,7 +114,7 @@ fn products(criterion: &mut Criterion) {
     for (inputs, outputs, all_rows) in SHAPES {
         let mut group = criterion.benchmark_group(format!("product_{inputs}x{outputs}"));
         for encoding in ENCODINGS.into_iter().filter(|encoding| inputs.is_multiple_of(encoding.block_values())) {
-            let copies = copies(encoding, outputs, inputs, ROTATED_BYTES);
+            let copies = copies(encoding, outputs, inputs, rotated_bytes());
             let mut next = (0..copies.len()).cycle();
             let mut bench = |name: &str, isa: Isa, activations: Activations, rows: usize| {
                 let activations_of = Rows::new(rows, inputs);

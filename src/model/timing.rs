@@ -79,8 +79,10 @@ pub struct Timings {
 /// What a step cannot do without, and what the machine can do at best.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Costs {
-    /// Bytes per second that can be read from memory.
-    pub read: f64,
+    /// Bytes per second that can be read from memory; `None` where too little of it is free to tell.
+    pub read: Option<f64>,
+    /// Bytes of the cache before memory, where the system tells: what a step reads and this cache holds need not come from memory.
+    pub last_level: Option<u64>,
     /// Multiplications with addition per second of the kernel for most of the weights, from the nearest cache.
     pub multiply: f64,
     /// The weights that each phase reads once in every step.

@@ -88,7 +88,8 @@ struct PhaseFigures {
     microseconds: f64,
     /// Of the step.
     share: f64,
-    /// Of what can be read from memory in that time, and of what can be multiplied; where the phase reads weights.
+    /// Of what can be read from memory in that time, unless a cache holds the weights, and of what can be multiplied; where the
+    /// phase reads weights.
     memory_share: Option<f64>,
     compute_share: Option<f64>,
 }
@@ -98,10 +99,7 @@ pub fn run(args: &EngineArgs) -> Result<(), String> {
     let mut desk = Desk::open(args)?;
     let costs = if args.profile { desk.loaded.decoder.costs().map_err(|error| error.to_string())? } else { None };
     if let Some(costs) = &costs {
-        let (read, multiply) = (costs.read / 1e9, costs.multiply / 1e9);
-        println!(
-            "this machine: {read:.1} GB/s from memory, {multiply:.0} G multiply-adds/s in this model's main kernel"
-        );
+        show_limits(costs);
     }
     let many = usize::from(args.streams);
     let decode = |name: String, streams, adapters| Workload { name, streams, adapters, rows: 1, drawn: false };
@@ -132,6 +130,40 @@ pub fn run(args: &EngineArgs) -> Result<(), String> {
         std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
+}
+
+fn show_limits(costs: &Costs) {
+    let multiply = costs.multiply / 1e9;
+    match costs.read {
+        Some(read) => {
+            let read = read / 1e9;
+            println!(
+                "this machine: {read:.1} GB/s from memory, {multiply:.0} G multiply-adds/s in this model's main kernel"
+            );
+        }
+        None => println!(
+            "this machine: {multiply:.0} G multiply-adds/s in this model's main kernel; too little memory is free to \
+             measure how fast it is read beyond the caches"
+        ),
+    }
+    if let Some(cache) = costs.last_level.filter(|_| cached(costs)) {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        println!(
+            "the weights ({} MiB) fit in the last-level cache ({} MiB) and need not come from memory: what share of its \
+             limit a step reaches cannot be judged here",
+            mib(weight_bytes(costs)),
+            mib(cache)
+        );
+    }
+}
+
+fn weight_bytes(costs: &Costs) -> u64 {
+    costs.weights.iter().map(|weights| weights.bytes).sum()
+}
+
+/// Whether the last-level cache has room for all weights.
+fn cached(costs: &Costs) -> bool {
+    costs.last_level.is_some_and(|cache| weight_bytes(costs) <= cache)
 }
 
 fn show(figures: &Figures) {
@@ -300,6 +332,7 @@ fn adapter(loaded: &Loaded, seed: usize, rank: usize) -> Result<Arc<LoraAdapter>
 /// head.
 fn phases(costs: &Costs, timings: &Timings, rows: f64, asked: f64) -> Vec<PhaseFigures> {
     let total: f64 = timings.phases.iter().map(|(_, micros)| micros).sum();
+    let read = costs.read.filter(|_| !cached(costs));
     let figures = |&(phase, micros): &(Phase, f64)| {
         let each = micros / timings.steps.max(1) as f64;
         let weights = costs.weights.iter().find(|weights| weights.phase == phase).filter(|_| each > 0.0);
@@ -308,7 +341,7 @@ fn phases(costs: &Costs, timings: &Timings, rows: f64, asked: f64) -> Vec<PhaseF
             phase: phase.name(),
             microseconds: each,
             share: micros / total.max(f64::MIN_POSITIVE),
-            memory_share: weights.map(|weights| weights.bytes as f64 / (each * 1e-6) / costs.read),
+            memory_share: weights.zip(read).map(|(weights, read)| weights.bytes as f64 / (each * 1e-6) / read),
             compute_share: weights.map(|weights| rows * weights.values as f64 / (each * 1e-6) / costs.multiply),
         }
     };

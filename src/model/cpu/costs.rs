@@ -3,7 +3,7 @@
 use super::{Numerics, network::Network};
 use crate::{
     kernels::{
-        limits,
+        caches, limits,
         pack::{PackFault, Packed},
         pool::Pool,
     },
@@ -31,7 +31,8 @@ pub fn costs(network: &Network, numerics: Numerics, pool: &mut Pool) -> Result<C
     ];
     let most = &network.layers[0].linear(Gate).weights;
     let measured = limits::measure(pool, numerics.isa, most.encoding(), numerics.class.quantizes(most))?;
-    Ok(Costs { read: measured.read, multiply: measured.multiply, weights })
+    let last_level = caches::last_level().map(|bytes| bytes as u64);
+    Ok(Costs { read: measured.read, last_level, multiply: measured.multiply, weights })
 }
 
 fn values(weights: &Packed) -> u64 {
