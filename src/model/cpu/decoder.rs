@@ -9,7 +9,7 @@ use super::{
     adapter::CpuPacker,
     answer::{Answers, Ending},
     buffers::Buffers,
-    costs::costs,
+    costs,
     kv::KvStore,
     network::{Builder, Network},
     plan::Plan,
@@ -20,7 +20,7 @@ use crate::{
     model::{
         Batch, KvShape, LanguageModel, LoadError, ModelShape, Packer, StepError, StepOutput, Timings,
         rope::Rotary,
-        timing::{Clock, Costs, Phase},
+        timing::{Clock, MachineLimits, Phase, PhaseNeeds},
         weights::Weights,
     },
     terms::Digest,
@@ -144,10 +144,17 @@ impl LanguageModel for CpuDecoder {
         Some(self.clock.take())
     }
 
-    fn costs(&mut self) -> Result<Option<Costs>, StepError> {
-        costs(&self.network, self.numerics, &mut self.pool)
+    fn limits(&mut self) -> Result<Option<MachineLimits>, StepError> {
+        costs::machine(&self.network, self.numerics, &mut self.pool)
             .map(Some)
             .map_err(|error| StepError::Device(error.to_string()))
+    }
+
+    fn needs(&self, batch: &Batch) -> Result<Vec<PhaseNeeds>, StepError> {
+        batch.check(&self.network.shape, self.kv)?;
+        let numbers = (self.base, self.numerics.class);
+        let plan = Plan::new(batch, (&self.network.shape, self.kv), &self.rotary, numbers, self.pool.threads())?;
+        Ok(costs::needs(&self.network, self.numerics, &plan, self.pool.threads()))
     }
 }
 
