@@ -18,8 +18,9 @@ use super::{
 use crate::{
     kernels::{attention::Stored, memory::Memory, pool::Pool},
     model::{
-        Batch, KvShape, LanguageModel, LoadError, ModelShape, Packer, StepError, StepOutput, Timings,
+        Batch, KvShape, LanguageModel, LoadError, ModelShape, Packer, StepError, StepOutput, Timings, TokenSketch,
         rope::Rotary,
+        sketch,
         timing::{Clock, MachineLimits, Phase, PhaseNeeds},
         weights::Weights,
     },
@@ -53,6 +54,7 @@ pub struct Parts {
     pub decoder: CpuDecoder,
     pub packer: Arc<dyn Packer>,
     pub network: Arc<Network>,
+    pub sketch: TokenSketch,
 }
 
 /// Builds the decoder, taking its tensors out of `weights`; nothing of `weights` is needed afterwards.
@@ -70,6 +72,9 @@ pub fn assemble(
     let pool = if pin { Pool::pinned(threads) } else { Pool::new(threads) };
     let mut pool = pool.map_err(|error| LoadError::Device(error.to_string()))?;
     let network = Arc::new(Builder { weights, shape, pool: &mut pool, memory: Memory::default() }.network()?);
+    let size = (shape.vocab, shape.hidden);
+    let sketch = sketch::of(&mut pool, numerics.isa, size, |token, row| network.embed(token, row))
+        .map_err(|fault| LoadError::Unsupported(format!("the token sketch: {fault}")))?;
     let store = match numerics.class {
         Class::Exact => Store::Exact(KvStore::new(shape, kv)),
         Class::Fast => Store::Fast(KvStore::new(shape, kv)),
@@ -77,6 +82,7 @@ pub fn assemble(
     Ok(Parts {
         packer: Arc::new(CpuPacker { network: Arc::clone(&network), base, class: numerics.class }),
         network: Arc::clone(&network),
+        sketch,
         decoder: CpuDecoder {
             kv,
             base,

@@ -99,6 +99,7 @@ fn a_bench_drives_a_running_server_and_counts_what_its_clients_see() {
     assert_eq!((&report["requests"], &report["errors"]), (&json!(4), &json!(0)), "{report:#}");
     assert_eq!((&report["prompt_tokens"], &report["completion_tokens"]), (&json!(64), &json!(32)), "{report:#}");
     assert_eq!(report["models"], json!(["rslora"]));
+    assert!(report["ready_after_s"].is_null(), "the server is not the bench's own: {report:#}");
     for name in ["time_to_first_token_ms", "inter_token_ms"] {
         let [p50, p95, p99] = ["p50", "p95", "p99"].map(|at| report[name][at].as_f64().expect("a quantile"));
         assert!(0.0 < p50 && p50 <= p95 && p95 <= p99, "{name}: {report:#}");
@@ -202,6 +203,25 @@ fn numerics_are_compared_at_the_level_of_instructions_that_is_asked_for() {
         code == Some(1) && text.contains("--cpu-instructions: this machine has no instructions called 'avx9'"),
         "{text}"
     );
+}
+
+#[test]
+fn a_bench_records_how_long_its_own_server_took_to_be_ready() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json_file = folder.path().join("out.json");
+    let output = tunegate()
+        .args(["bench", "--requests", "1", "--prompt-tokens", "4", "--output-tokens", "2", "--json"])
+        .arg(&json_file)
+        .arg("--start")
+        .arg(golden("models/llama"))
+        .args(["--", "--kv-cache-memory-bytes", "4MiB"])
+        .env("TMPDIR", folder.path())
+        .output()
+        .expect("it runs");
+    let (code, text) = said(&output);
+    assert!(code == Some(0) && text.contains("the server was ready after "), "{text}");
+    let report: Value = serde_json::from_str(&fs::read_to_string(json_file).expect("written")).expect("JSON");
+    assert!(report["ready_after_s"].as_f64().is_some_and(|seconds| seconds > 0.0), "{report:#}");
 }
 
 /// A bench with a server of its own that would go on for hours, once that server reads its model; and where the server's
