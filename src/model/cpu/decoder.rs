@@ -115,7 +115,7 @@ impl LanguageModel for CpuDecoder {
             self.settled = true;
         }
         self.clock.begin();
-        out.answers.clear();
+        out.clear();
         batch.check(&self.network.shape, self.kv)?;
         match &mut self.store {
             Store::Exact(store) => store.copy(&batch.copies),
