@@ -1,10 +1,12 @@
 //! The matrix kernels, on one thread: every encoding at 1 to 512 rows, every level of instructions beside the reference.
-//! And what goes before and after: quantization, norms, and the spread of logits.
+//! And what goes before and after: quantization, norms, the spread of logits, and, in `steps`, all the rest of a step.
 //!
 //! `cargo bench --bench kernels`. The shapes are the demo model's gate, down and head; K-quants, whose blocks hold 256 inputs,
 //! have the second only, where the reference is. One row is given in bytes of weights a second, which come from memory: each
 //! call takes the next of many copies. More rows are given in operations a second (an element is a multiplication or an
 //! addition).
+
+mod steps;
 
 use std::{hint::black_box, time::Duration};
 
@@ -190,5 +192,6 @@ fn short() -> Criterion {
     Criterion::default().sample_size(10).warm_up_time(brief / 4).measurement_time(brief).without_plots()
 }
 
-criterion_group! { name = benches; config = short(); targets = products, quantization, spread }
+criterion_group! { name = benches; config = short(); targets = products, quantization, spread,
+steps::shrinking, steps::expanding, steps::attention, steps::storing, steps::gating, steps::drawing }
 criterion_main!(benches);
