@@ -99,6 +99,14 @@ pub fn assemble(
     })
 }
 
+#[cfg(test)]
+impl CpuDecoder {
+    /// Lets tests choose in which order work is claimed.
+    pub fn claim(&mut self, order: crate::kernels::pool::Order) {
+        self.pool.claim(order);
+    }
+}
+
 impl LanguageModel for CpuDecoder {
     fn shape(&self) -> &ModelShape {
         &self.network.shape

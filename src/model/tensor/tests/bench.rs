@@ -48,6 +48,20 @@ impl Bench {
         (std::mem::take(&mut self.output.answers), self.decoder.counts().clone())
     }
 
+    pub fn forge(&self) -> Forge<'_> {
+        Forge(&*self.packer)
+    }
+
+    /// See [`Forge::adapter`].
+    pub fn adapter(&self, seed: u64, rank: usize, has: impl Fn(usize, Projection) -> bool) -> Arc<LoraAdapter> {
+        self.forge().adapter(seed, rank, has)
+    }
+}
+
+/// Makes adapters for any decoder.
+pub struct Forge<'p>(pub &'p dyn Packer);
+
+impl Forge<'_> {
     /// An adapter of `rank` on the projections that `has` names, of small seeded values.
     pub fn adapter(&self, seed: u64, rank: usize, has: impl Fn(usize, Projection) -> bool) -> Arc<LoraAdapter> {
         self.adapter_with(seed, rank, has, |_, delta| delta)
@@ -67,7 +81,7 @@ impl Bench {
         alter: impl Fn(&mut Noise, SiteDelta) -> SiteDelta,
     ) -> Arc<LoraAdapter> {
         let mut noise = Noise(seed);
-        let shape = self.packer.shape();
+        let shape = self.0.shape();
         let mut sites = Vec::new();
         for layer in 0..shape.layers {
             for projection in Projection::ALL.into_iter().filter(|projection| has(layer, *projection)) {
@@ -83,13 +97,13 @@ impl Bench {
     /// of embedding and head.
     pub fn kinds(&self) -> Vec<Arc<LoraAdapter>> {
         let mut noise = Noise(77);
-        let (hidden, vocab) = (self.packer.shape().hidden, self.packer.shape().vocab);
+        let (hidden, vocab) = (self.0.shape().hidden, self.0.shape().vocab);
         let embedding = |noise: &mut Noise, magnitude| {
             let (a, b) = (noise.matrix(4, vocab, 0.1), noise.matrix(hidden, 4, 0.1));
             SiteDelta::EmbedLowRank { a, b, scale: 0.5, magnitude }
         };
         let bias = |noise: &mut Noise, site: Site| {
-            let outputs = self.packer.shape().site_shape(site).expect("a site").0;
+            let outputs = self.0.shape().site_shape(site).expect("a site").0;
             SiteDelta::Bias(noise.matrix(1, outputs, 0.1).values.to_f32())
         };
         let query = Site::Layer { layer: 0, projection: Projection::Query };
@@ -109,14 +123,14 @@ impl Bench {
     }
 
     fn low_rank(&self, noise: &mut Noise, site: Site, rank: usize, scale: f32) -> SiteDelta {
-        let (out, input) = self.packer.shape().site_shape(site).expect("a site");
+        let (out, input) = self.0.shape().site_shape(site).expect("a site");
         let (a, b) = (noise.matrix(rank, input, 0.1), noise.matrix(out, rank, 0.1));
         SiteDelta::LowRank { a, b, scale, lora_bias: None, base_bias: None, magnitude: None }
     }
 
     fn packed(&self, seed: u64, sites: Vec<(Site, SiteDelta)>) -> Arc<LoraAdapter> {
         let version = AdapterVersion(Digest::of(&seed.to_le_bytes()));
-        Arc::new(self.packer.pack(version, sites).expect("an adapter"))
+        Arc::new(self.0.pack(version, sites).expect("an adapter"))
     }
 }
 

@@ -26,7 +26,7 @@ fn counted(bench: &mut Bench, adapters: &[Arc<LoraAdapter>], length: usize) -> C
 fn a_step_takes_as_many_operations_with_64_adapters_as_with_8() {
     let mut bench = Bench::open("llama", DType::F32);
     let plain: Vec<_> = (0..64).map(|seed| bench.adapter(seed, 4, every_site)).collect();
-    let turning: Vec<_> = (0..64).map(|seed| bench.turning(seed)).collect();
+    let turning: Vec<_> = (0..64).map(|seed| bench.forge().turning(seed)).collect();
     for (kind, adapters) in [("plain", plain), ("DoRA with biases", turning)] {
         for length in [1, 3] {
             let few = counted(&mut bench, &adapters[..8], length);
@@ -145,7 +145,7 @@ fn adapters_in_one_step_answer_as_each_alone() {
         0 => bench.adapter(seed, 4, every_site),
         1 => bench.adapter(seed, 8, |layer, projection| layer == 1 || projection != Projection::Key),
         2 => bench.adapter(seed, 4, |_, projection| projection == Projection::Value),
-        _ => bench.turning(seed),
+        _ => bench.forge().turning(seed),
     };
     let adapters: Vec<_> = (0..24).map(|seed| make(&bench, seed)).collect();
     let rounds: [Vec<usize>; 4] =

@@ -35,7 +35,7 @@ fn used() -> BTreeSet<String> {
                 bench.decoder.set_paged(false);
             }
             // Every other kind of adapter, each on a sequence of its own, and two that turn outputs in one step.
-            let kinds = bench.kinds();
+            let kinds = bench.forge().kinds();
             let mut batch = sequences(&vec![2; kinds.len()], 40);
             assign(&mut batch, &kinds);
             ask(&mut batch, |_| Want::Sample(Box::new(sample())));
