@@ -1,4 +1,4 @@
-//! The fast class against the exact one, teacher-forced: how far int8 activations, 16-bit keys and values and 16-bit adapters
+//! The fast class against the exact one, teacher-forced: how far int8 activations, 16-bit keys and values and 8-bit adapters
 //! move the distributions.
 //!
 //! The trained model's gates were set once, on the first measurement, and are not to be loosened ([`GATES`]). The tiny models of
