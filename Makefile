@@ -104,6 +104,7 @@ numerics: model build $(TEST_PYTHON)/.done ## the fast class against the exact o
 	PYTHONPATH="$(CURDIR)/$(TEST_PYTHON)" $(PYTHON) scripts/make-formats $(MODEL) $(FORMATS) --adapter adapters/ticket-triage
 	$(COMPARE) $(MODEL) $(patsubst %,$(FORMATS)/%.gguf,F16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1) --adapter adapters/ticket-triage --json target/numerics.json
 	$(COMPARE) $(patsubst %,$(FORMATS)/%.gguf,Q4_K Q5_K Q6_K Q4_K_M) --adapter $(FORMATS)/adapters/ticket-triage --json target/numerics-k.json
+	$(COMPARE) $(patsubst %,$(FORMATS)/%.gguf,F16 Q8_0 Q4_1 Q4_0 Q4_K_M) --cpu-instructions avx2 --json target/numerics-avx2.json
 	$(COMPARE) $(FORMATS)/Q8_0.gguf --no-base --adapter adapters/house-style --adapter tests/golden/smollm2/adapter --adapter recipes/ticket-triage/versions/v1 --json target/numerics-adapters.json
 	PYTHONPATH="$(CURDIR)/$(TEST_PYTHON)" $(PYTHON) scripts/make-kinds $(FORMATS)/Q8_0.gguf $(KINDS)
 	$(COMPARE) $(FORMATS)/Q8_0.gguf --no-base $(patsubst %,--adapter $(KINDS)/%,dora lora-bias head head-dora embed save-head save-both rank-512) --json target/numerics-kinds.json

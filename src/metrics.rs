@@ -43,6 +43,8 @@ pub struct Metrics {
     pub prefix_hits: IntCounter,
     pub step_seconds: Histogram,
     pub step_rows: Histogram,
+    /// Tokens that a device could not decide.
+    pub logits_fetched: IntCounter,
     pub record_failures: IntCounter,
     pub recorded: IntCounterVec,
     pub record_commit_seconds: Histogram,
@@ -190,6 +192,10 @@ impl Metrics {
                 "tunegate_step_rows",
                 "Rows in one forward pass.",
                 &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0],
+            ),
+            logits_fetched: counter(
+                "tunegate_logits_fetched_total",
+                "Rows of logits that left a device, since it could not decide their token: draws beyond its candidates, near ties.",
             ),
             record_failures: counter("tunegate_record_failures_total", "Answers that could not be recorded."),
             recorded: counters("tunegate_recorded_total", "Recorded choices, by ending.", &["ending"]),

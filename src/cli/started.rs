@@ -28,6 +28,8 @@ const READY_WITHIN: Duration = Duration::from_secs(180);
 pub struct Started {
     server: Arc<Server>,
     url: String,
+    /// From its start until it was ready.
+    took: Duration,
 }
 
 struct Server {
@@ -45,6 +47,7 @@ impl Started {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let data_dir = place();
         let signals = Signals::catch().map_err(|error| format!("signals cannot be caught: {error}"))?;
+        let begin = Instant::now();
         let child = Command::new(program)
             .arg("serve")
             .arg(model)
@@ -56,18 +59,24 @@ impl Started {
             .spawn()
             .map_err(|error| format!("the server could not be started: {error}"))?;
         let server = Arc::new(Server { child: Mutex::new(child), data_dir });
-        let started = Self { server: Arc::clone(&server), url: format!("http://127.0.0.1:{port}") };
+        let url = format!("http://127.0.0.1:{port}");
+        let mut started = Self { server: Arc::clone(&server), url, took: Duration::ZERO };
         signals.end(server);
-        started.wait_until_ready()?;
+        started.wait_until_ready(begin)?;
+        started.took = begin.elapsed();
         Ok(started)
+    }
+
+    /// How long it took until it was ready, the program's own start included; to a hundredth of a second.
+    pub fn took(&self) -> Duration {
+        self.took
     }
 
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    fn wait_until_ready(&self) -> Result<(), String> {
-        let begin = Instant::now();
+    fn wait_until_ready(&self, begin: Instant) -> Result<(), String> {
         while begin.elapsed() < READY_WITHIN {
             if let Some(status) = self.server.child().try_wait().map_err(|error| error.to_string())? {
                 return Err(format!("the server ended at once: {status}"));
@@ -75,7 +84,7 @@ impl Started {
             if ureq::get(format!("{}/health/ready", self.url)).call().is_ok() {
                 return Ok(());
             }
-            thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(10));
         }
         Err(format!("the server was not ready within {} s", READY_WITHIN.as_secs()))
     }

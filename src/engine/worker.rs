@@ -143,7 +143,10 @@ impl Worker {
         self.metrics.step_rows.observe(self.step.batch.rows() as f64);
         let (answers, asks) = (self.output.answers.len(), self.step.batch.asks.len());
         match result {
-            Ok(Ok(())) if answers == asks => Ok(took),
+            Ok(Ok(())) if answers == asks => {
+                self.metrics.logits_fetched.inc_by(self.output.fetched.into());
+                Ok(took)
+            }
             Ok(Ok(())) => Err(format!("{asks} asks got {answers} answers")),
             Ok(Err(error)) => Err(error.to_string()),
             Err(panic) => Err(format!("it panicked: {}", panic_text(&*panic))),

@@ -90,6 +90,14 @@ impl Isa {
 mod tests {
     use super::*;
 
+    /// `.ci/run` shows what this says: on another machine other kernels go untested.
+    #[test]
+    fn the_levels_that_the_tests_met_are_told() {
+        let levels: Vec<&str> = Isa::all().iter().map(|isa| isa.name()).collect();
+        println!("levels of instructions: {}", levels.join(", "));
+        assert_eq!((levels[0], levels.last()), ("plain", Some(&Isa::best().name())));
+    }
+
     #[test]
     fn every_level_of_the_machine_has_a_name_and_others_are_refused_with_what_there_is() {
         for isa in Isa::all() {

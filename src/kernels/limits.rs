@@ -3,26 +3,33 @@
 use std::{hint::black_box, time::Instant};
 
 use super::{
+    caches,
     dequant::Encoding,
     isa::Isa,
     matmul::{panel_f32, panel_int8},
+    memory::Region,
     pack::{BLOCK, PANEL, PackFault, Packed},
     pool::Pool,
     quantize::{BlockSum, QuantizedRows},
+    scan::{Gait, Line, scan},
     share::cut,
 };
 
 /// Rates over all threads of a pool.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes per second, read from memory in order.
-    pub read: f64,
+    /// Bytes per second, read from memory in order: no kernel reads faster what no cache holds. `None` where too little memory is
+    /// free to read that much beyond the caches.
+    pub read: Option<f64>,
     /// Multiplications with addition per second of the matrix kernel for one encoding, everything in the nearest cache.
     pub multiply: f64,
 }
 
-/// Beyond every cache.
-const MEMORY: usize = 256 << 20;
+/// Bytes that one thread reads before it takes the next piece.
+const PIECE: usize = 4 << 20;
+
+/// Passes over the memory in the gait that was the fastest in its first.
+const PASSES: usize = 4;
 
 /// Rows and inputs of the product that is timed: small enough for the nearest cache, enough rows to fill register tiles.
 const ROWS: usize = 16;
@@ -35,31 +42,37 @@ const PIECES: usize = 8;
 /// Timings of which the best counts.
 const TRIES: usize = 7;
 
-/// Measures the threads of `pool`: tens of milliseconds.
+/// Measures the threads of `pool`: about as long as it takes to read the last-level cache's size from memory sixty times.
 ///
 /// # Errors
 /// [`PackFault`] if no weights can be packed in `encoding`.
 pub fn measure(pool: &mut Pool, isa: Isa, encoding: Encoding, int8: bool) -> Result<Limits, PackFault> {
-    Ok(Limits { read: read(pool), multiply: multiply(pool, isa, encoding, int8)? })
+    Ok(Limits { read: read(pool, isa), multiply: multiply(pool, isa, encoding, int8)? })
 }
 
 fn best(mut run: impl FnMut() -> f64) -> f64 {
     (0..TRIES).map(|_| run()).fold(0.0, f64::max)
 }
 
-fn read(pool: &mut Pool) -> f64 {
-    let words = vec![1u64; MEMORY / 8];
-    let piece = words.len() / (pool.threads() * 64);
-    let mut sums = vec![0u64; words.len().div_ceil(piece)];
-    best(|| {
+fn read(pool: &mut Pool, isa: Isa) -> Option<f64> {
+    // In large pages, as weights are.
+    let mut memory = Region::alone(caches::beyond()?).ok()?;
+    // Before it is written, memory is one page of zeros.
+    pool.each(cut(&mut memory, PIECE), |_, piece| piece.fill(1));
+    let lines = memory.as_chunks().0;
+    let mut sums = vec![0u64; memory.len().div_ceil(PIECE)];
+    let mut pass = |gait: Gait| {
         let began = Instant::now();
         pool.each(cut(&mut sums, 1), |index, sum| {
-            let words = &words[index * piece..words.len().min((index + 1) * piece)];
-            sum[0] = words.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word));
+            let lines = lines.chunks(PIECE / size_of::<Line>()).nth(index).unwrap_or_default();
+            sum[0] = scan(isa, gait, lines);
         });
         black_box(&sums);
-        MEMORY as f64 / began.elapsed().as_secs_f64()
-    })
+        memory.len() as f64 / began.elapsed().as_secs_f64()
+    };
+    let first = Gait::ALL.map(|gait| (pass(gait), gait));
+    let (fast, gait) = first.into_iter().max_by(|one, other| one.0.total_cmp(&other.0))?;
+    Some((0..PASSES).map(|_| pass(gait)).fold(fast, f64::max))
 }
 
 fn multiply(pool: &mut Pool, isa: Isa, encoding: Encoding, int8: bool) -> Result<f64, PackFault> {

@@ -35,6 +35,15 @@ enum Factor {
 }
 
 impl Factor {
+    const fn precision(&self) -> Precision {
+        match self {
+            Self::F32(_) => Precision::F32,
+            Self::F16(_) => Precision::F16,
+            Self::BF16(_) => Precision::BF16,
+            Self::I8(_) => Precision::I8,
+        }
+    }
+
     fn blob(&mut self) -> Option<&mut Blob> {
         match self {
             Self::F32(_) | Self::F16(_) | Self::BF16(_) => None,
@@ -156,6 +165,11 @@ impl Shrink {
         precision.bytes(ranks.next_multiple_of(RANKS) * inputs, BLOCK)
     }
 
+    /// Bytes that it takes.
+    pub const fn size(&self) -> usize {
+        Self::bytes(self.values.precision(), self.ranks, self.inputs)
+    }
+
     /// Its memory, where that can be moved.
     pub fn blob(&mut self) -> Option<&mut Blob> {
         self.values.blob()
@@ -168,6 +182,10 @@ impl Shrink {
 
     pub fn inputs(&self) -> usize {
         self.inputs
+    }
+
+    pub fn ranks(&self) -> usize {
+        self.ranks
     }
 
     /// Runs of ranks: what can be shared out among threads.
@@ -315,6 +333,15 @@ impl Expand {
             Precision::I8 => Factor::I8(Bytes::expand(rank, values)),
         };
         Self { rank, first, scale, values }
+    }
+
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Bytes that it takes, for so many outputs.
+    pub const fn size(&self, outputs: usize) -> usize {
+        Self::bytes(self.values.precision(), outputs, self.rank)
     }
 
     /// Its memory, where that can be moved.

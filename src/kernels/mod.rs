@@ -3,11 +3,11 @@
 pub mod activation;
 pub mod attention;
 pub mod blob;
+pub mod caches;
 pub mod cores;
 pub mod dequant;
 pub mod fetch;
 pub mod heap;
-
 pub mod isa;
 pub mod limits;
 pub mod lora;
@@ -21,6 +21,7 @@ pub mod quantize;
 pub mod reference;
 pub mod rope;
 pub mod sample;
+pub mod scan;
 pub mod share;
 pub mod spread;
 #[cfg(target_arch = "x86_64")]

@@ -36,6 +36,37 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// One for each thread, the caller's first, if they are to stay on them.
     cores: Vec<usize>,
+    #[cfg(test)]
+    order: Order,
+}
+
+/// In which order tests have chunks claimed, whichever thread claims them.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Order {
+    #[default]
+    Forward,
+    Backward,
+    /// Another one in each phase.
+    Shuffled(u64),
+}
+
+#[cfg(test)]
+impl Order {
+    fn of(&mut self, chunks: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..chunks).collect();
+        match self {
+            Self::Forward => {}
+            Self::Backward => order.reverse(),
+            Self::Shuffled(state) => {
+                for place in (1..chunks).rev() {
+                    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    order.swap(place, (*state >> 33) as usize % (place + 1));
+                }
+            }
+        }
+        order
+    }
 }
 
 /// A phase's work, valid while one of its chunks is unfinished.
@@ -105,7 +136,13 @@ impl Pool {
             asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
         });
-        let mut pool = Self { shared, workers: Vec::with_capacity(workers), cores: cores.to_vec() };
+        let mut pool = Self {
+            shared,
+            workers: Vec::with_capacity(workers),
+            cores: cores.to_vec(),
+            #[cfg(test)]
+            order: Order::default(),
+        };
         for index in 0..workers {
             let (shared, core) = (Arc::clone(&pool.shared), cores.get(index + 1).copied());
             let worker = thread::Builder::new().name(format!("compute-{}", index + 1));
@@ -134,6 +171,10 @@ impl Pool {
     /// # Panics
     /// If a call panics: with its message, after the other calls have returned.
     pub fn run(&mut self, chunks: usize, work: &(dyn Fn(usize) + Sync)) {
+        #[cfg(test)]
+        let order = self.order.of(chunks);
+        #[cfg(test)]
+        let work: &(dyn Fn(usize) + Sync) = &|place| work(order[place]);
         if chunks <= 1 || self.workers.is_empty() {
             return (0..chunks).for_each(work);
         }
@@ -175,6 +216,11 @@ impl Pool {
     pub fn here<S: Share>(&mut self, share: S, work: impl Fn(usize, S::Piece)) {
         // SAFETY: each index below `pieces` comes once, and `share` is ours alone.
         (0..share.pieces()).for_each(|index| work(index, unsafe { share.piece(index) }));
+    }
+
+    #[cfg(test)]
+    pub fn claim(&mut self, order: Order) {
+        self.order = order;
     }
 
     /// Wakes as many parked workers as there is work for.
@@ -356,6 +402,24 @@ mod tests {
             });
             assert!(other.iter().enumerate().all(|(index, value)| *value == round + (256 - index) / 5));
         }
+    }
+
+    #[test]
+    fn tests_choose_the_order_in_which_chunks_are_claimed() {
+        let mut pool = Pool::new(1).unwrap();
+        let mut claimed = |order: Order| {
+            let seen = Mutex::new(Vec::new());
+            pool.claim(order);
+            pool.run(40, &|chunk| seen.lock().unwrap().push(chunk));
+            seen.into_inner().unwrap()
+        };
+        let forward: Vec<usize> = (0..40).collect();
+        assert_eq!(claimed(Order::Forward), forward);
+        assert!(claimed(Order::Backward).into_iter().rev().eq(0..40));
+        let mut shuffled = claimed(Order::Shuffled(5));
+        assert_ne!(shuffled, forward);
+        shuffled.sort_unstable();
+        assert_eq!(shuffled, forward, "each once");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::{
     sketch, tensor,
     weights::{Weights, gguf::GgufFile, safetensors},
 };
-use crate::{config::Dtype, terms::Digest};
+use crate::{config::Dtype, kernels::pool::Pool, terms::Digest};
 
 impl ModelSource {
     /// What lies at `path`: a `.gguf` file, a folder with a `config.json`, or a folder with exactly one `.gguf` file.
@@ -103,7 +103,7 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
     let made = if fused {
         on_cpu(&mut weights, &shape, kv, digest, numerics, options)?
     } else {
-        on_tensors(&mut weights, &shape, kv, digest, device, dtype)?
+        on_tensors(&mut weights, &shape, kv, digest, (device, dtype), options)?
     };
     if let Some(name) = weights.names().next() {
         return Err(LoadError::ExtraTensor(name.to_owned()));
@@ -130,13 +130,13 @@ fn on_cpu(
     numerics: Numerics,
     options: &LoadOptions,
 ) -> Result<Made, LoadError> {
-    let available = || thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = options.cpu.threads.unwrap_or_else(available);
-    let cpu::Parts { decoder, packer, network } =
-        cpu::assemble(weights, shape, kv, digest, numerics, (threads, options.cpu.pin))?;
-    let sketch = sketch::of(shape.vocab, shape.hidden, |token, row| network.embed(token, row));
-    let sketch = sketch.map_err(|error| LoadError::Device(error.to_string()))?;
+    let cpu::Parts { decoder, packer, network, sketch } =
+        cpu::assemble(weights, shape, kv, digest, numerics, (threads(options), options.cpu.pin))?;
     Ok(Made { decoder: Box::new(decoder), packer, weight_bytes: network.bytes(), base: network, sketch })
+}
+
+fn threads(options: &LoadOptions) -> usize {
+    options.cpu.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
 fn on_tensors(
@@ -144,13 +144,14 @@ fn on_tensors(
     shape: &ModelShape,
     kv: KvShape,
     digest: Digest,
-    device: Device,
-    dtype: DType,
+    (device, dtype): (Device, DType),
+    options: &LoadOptions,
 ) -> Result<Made, LoadError> {
     let weight_bytes = (weights.values() * dtype.size_in_bytes()) as u64;
     let tensor::Parts { decoder, packer, rows, embedding } =
         tensor::assemble(weights, shape.clone(), kv, digest, device, dtype)?;
-    let sketch = sketch::of_tensor(&embedding).map_err(|error| LoadError::Device(error.to_string()))?;
+    let pool = Pool::new(threads(options)).map_err(|error| LoadError::Device(error.to_string()));
+    let sketch = sketch::of_tensor(&embedding, &mut pool?).map_err(|error| LoadError::Device(error.to_string()))?;
     Ok(Made { decoder: Box::new(decoder), packer, base: rows, sketch, weight_bytes })
 }
 

@@ -23,7 +23,7 @@ pub use load::{digest as digest_of, load, shape as shape_of};
 pub use lora::{LoraAdapter, Matrix, PackError, Packer, Projection, Site, SiteDelta};
 pub use shape::{Family, ModelShape, Rope};
 pub use step::{Adjustments, RowAnswer, RowAsk, SampleAsk, SeenToken, StepOutput, Want};
-pub use timing::{Costs, Phase, PhaseWeights, Timings};
+pub use timing::{MachineLimits, Phase, PhaseNeeds, Timings};
 
 pub use crate::kernels::{
     heap::{give_back_free_memory, give_back_large_buffers},
@@ -57,12 +57,20 @@ pub trait LanguageModel: Send {
         None
     }
 
-    /// What a step costs at least on this machine, measured. `None` from a decoder that does not know.
+    /// What this machine can do at best, measured now. `None` from a decoder that does not know.
     ///
     /// # Errors
     /// [`StepError`] if it cannot be measured.
-    fn costs(&mut self) -> Result<Option<Costs>, StepError> {
+    fn limits(&mut self) -> Result<Option<MachineLimits>, StepError> {
         Ok(None)
+    }
+
+    /// What a step of `batch` needs at least, for each phase that needs something. Nothing from a decoder that does not know.
+    ///
+    /// # Errors
+    /// [`StepError`] if the batch is malformed.
+    fn needs(&self, _batch: &Batch) -> Result<Vec<PhaseNeeds>, StepError> {
+        Ok(Vec::new())
     }
 }
 

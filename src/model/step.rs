@@ -77,6 +77,16 @@ impl Adjustments {
 #[derive(Debug, Default)]
 pub struct StepOutput {
     pub answers: Vec<RowAnswer>,
+    /// How many of them a device could not decide, so that their rows of logits were fetched. None, where logits are the host's.
+    pub fetched: u32,
+}
+
+impl StepOutput {
+    /// Empties it, keeping its buffers.
+    pub fn clear(&mut self) {
+        self.answers.clear();
+        self.fetched = 0;
+    }
 }
 
 /// What one ask got.

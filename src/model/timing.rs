@@ -76,24 +76,26 @@ pub struct Timings {
     pub phases: Vec<(Phase, f64)>,
 }
 
-/// What a step cannot do without, and what the machine can do at best.
+/// What the machine can do at best, measured.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Costs {
-    /// Bytes per second that can be read from memory.
-    pub read: f64,
+pub struct MachineLimits {
+    /// Bytes per second that can be read from memory; `None` where too little of it is free to tell.
+    pub read: Option<f64>,
+    /// Bytes of the cache before memory, where the system tells: what a step reads and this cache holds need not come from memory.
+    pub last_level: Option<u64>,
     /// Multiplications with addition per second of the kernel for most of the weights, from the nearest cache.
     pub multiply: f64,
-    /// The weights that each phase reads once in every step.
-    pub weights: Vec<PhaseWeights>,
 }
 
-/// A phase's part of the base's weights.
+/// What a phase of a step cannot do without: the base's weights, keys and values, and adapters' low ranks. Activations, embeddings,
+/// and what adapters do otherwise, are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PhaseWeights {
+pub struct PhaseNeeds {
     pub phase: Phase,
+    /// Read, each once, or written.
     pub bytes: u64,
-    /// Each is multiplied once for every row.
-    pub values: u64,
+    /// Multiplications with addition.
+    pub multiplications: u64,
 }
 
 /// Adds up the time of each phase while somebody wants to know it.

@@ -15,7 +15,7 @@ use toy::{Toy, greedy};
 use tunegate::{
     config::EngineConfig,
     engine::{EngineFault, EngineLoad, Event, SubmitError, Work},
-    model::{LoraAdapter, RowAnswer, Want},
+    model::{Batch, KvShape, LanguageModel, LoraAdapter, ModelShape, RowAnswer, StepError, StepOutput, Want},
     terms::{FinishReason, Sampling, TokenScore},
 };
 
@@ -65,6 +65,33 @@ fn a_job_starts_reports_its_tokens_and_finishes() {
     assert!(answer.started);
     assert_eq!(answer.tokens(), expected(&ask, 9));
     assert!(finished(&answer.last, FinishReason::Length));
+    engine.ends_whole();
+}
+
+/// A device that can decide nothing.
+struct Undecided(Toy);
+
+impl LanguageModel for Undecided {
+    fn shape(&self) -> &ModelShape {
+        self.0.shape()
+    }
+
+    fn kv_shape(&self) -> KvShape {
+        self.0.kv_shape()
+    }
+
+    fn forward(&mut self, batch: &Batch, out: &mut StepOutput) -> Result<(), StepError> {
+        self.0.forward(batch, out)?;
+        out.fetched = out.answers.len() as u32;
+        Ok(())
+    }
+}
+
+#[test]
+fn rows_that_a_device_could_not_decide_are_counted() {
+    let engine = TestEngine::free(Undecided(Toy::new(64, 4)), config());
+    assert_eq!(engine.ask(&Ask::greedy(prompt(1, 50), 9)).answer().tokens().len(), 9);
+    assert_eq!(engine.metrics.logits_fetched.get(), 9);
     engine.ends_whole();
 }
 

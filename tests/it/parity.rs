@@ -3,6 +3,7 @@
 mod contract;
 mod desk;
 mod fast;
+mod formats;
 mod golden;
 mod hostile;
 mod identical;

@@ -1,13 +1,17 @@
 //! `tunegate bench engine`: steps of the decoder by themselves, and where their time goes.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+mod profile;
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Instant};
 
 use serde::Serialize;
 
+use self::profile::{Machine, Profile};
+
 use crate::{
     model::{
-        self, AdapterRows, Adjustments, Batch, Costs, CpuDecoder, CpuOptions, DeviceChoice, Isa, LoadOptions, Loaded,
-        LoraAdapter, Matrix, ModelSource, Phase, RowAsk, SampleAsk, SequenceRows, SiteDelta, StepOutput, Timings, Want,
+        self, AdapterRows, Adjustments, Batch, CpuDecoder, CpuOptions, DeviceChoice, Isa, LoadOptions, Loaded,
+        LoraAdapter, MachineLimits, Matrix, ModelSource, RowAsk, SampleAsk, SequenceRows, SiteDelta, StepOutput, Want,
         lora::Values,
     },
     terms::{AdapterVersion, Digest},
@@ -71,6 +75,14 @@ struct Workload {
     drawn: bool,
 }
 
+/// All that was measured.
+#[derive(Serialize)]
+struct Measured {
+    /// Without a profile the machine is not measured.
+    machine: Option<Machine>,
+    workloads: Vec<Figures>,
+}
+
 /// One workload's figures.
 #[derive(Serialize)]
 struct Figures {
@@ -78,30 +90,16 @@ struct Figures {
     tokens_per_second_median: f64,
     tokens_per_second_best: f64,
     step_ms_median: f64,
-    phases: Vec<PhaseFigures>,
-}
-
-/// A phase of a mean step.
-#[derive(Serialize)]
-struct PhaseFigures {
-    phase: &'static str,
-    microseconds: f64,
-    /// Of the step.
-    share: f64,
-    /// Of what can be read from memory in that time, and of what can be multiplied; where the phase reads weights.
-    memory_share: Option<f64>,
-    compute_share: Option<f64>,
+    profile: Option<Profile>,
 }
 
 /// Runs the measurement and prints it. An error is one line for a person.
 pub fn run(args: &EngineArgs) -> Result<(), String> {
     let mut desk = Desk::open(args)?;
-    let costs = if args.profile { desk.loaded.decoder.costs().map_err(|error| error.to_string())? } else { None };
-    if let Some(costs) = &costs {
-        let (read, multiply) = (costs.read / 1e9, costs.multiply / 1e9);
-        println!(
-            "this machine: {read:.1} GB/s from memory, {multiply:.0} G multiply-adds/s in this model's main kernel"
-        );
+    let limits = if args.profile { desk.loaded.decoder.limits().map_err(|error| error.to_string())? } else { None };
+    let machine = limits.as_ref().map(Machine::from);
+    if let Some(machine) = &machine {
+        println!("{machine}");
     }
     let many = usize::from(args.streams);
     let decode = |name: String, streams, adapters| Workload { name, streams, adapters, rows: 1, drawn: false };
@@ -123,27 +121,27 @@ pub fn run(args: &EngineArgs) -> Result<(), String> {
     ]);
     let mut all = Vec::new();
     for workload in &workloads {
-        let figures = desk.measure(workload, costs.as_ref())?;
-        show(&figures);
+        let figures = desk.measure(workload, limits.as_ref())?;
+        print!("{figures}");
         all.push(figures);
     }
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&all).map_err(|error| error.to_string())?;
+        let measured = Measured { machine, workloads: all };
+        let text = serde_json::to_string_pretty(&measured).map_err(|error| error.to_string())?;
         std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
 }
 
-fn show(figures: &Figures) {
-    println!(
-        "{:28} {:7.1} tokens/s median, {:7.1} best; {:.2} ms a step",
-        figures.workload, figures.tokens_per_second_median, figures.tokens_per_second_best, figures.step_ms_median
-    );
-    for phase in &figures.phases {
-        let percent = |share: Option<f64>| share.map_or_else(String::new, |share| format!("{:5.1} %", 100.0 * share));
-        let (memory, compute) = (percent(phase.memory_share), percent(phase.compute_share));
-        let (name, micros, share) = (phase.phase, phase.microseconds, 100.0 * phase.share);
-        println!("  {name:10} {micros:9.0} µs {share:5.1} %   of memory {memory:>7}   of compute {compute:>7}");
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { workload, tokens_per_second_median, tokens_per_second_best, step_ms_median, profile } = self;
+        writeln!(
+            f,
+            "{workload:28} {tokens_per_second_median:7.1} tokens/s median, {tokens_per_second_best:7.1} best; \
+             {step_ms_median:.2} ms a step"
+        )?;
+        profile.as_ref().map_or(Ok(()), |profile| profile.fmt(f))
     }
 }
 
@@ -188,7 +186,7 @@ impl Desk {
     }
 
     /// Reads a prompt in each stream, then measures steps.
-    fn measure(&mut self, workload: &Workload, costs: Option<&Costs>) -> Result<Figures, String> {
+    fn measure(&mut self, workload: &Workload, limits: Option<&MachineLimits>) -> Result<Figures, String> {
         let answers = workload.rows == 1;
         if answers {
             for stream in 0..workload.streams {
@@ -208,6 +206,9 @@ impl Desk {
             seconds.push(began.elapsed().as_secs_f64());
         }
         let timings = self.loaded.decoder.take_timings();
+        // The context grows step by step: the middle one stands for all.
+        let position = if answers { self.prompt + steps / 2 } else { 0 };
+        let needs = self.loaded.decoder.needs(&self.batch(workload, position)).map_err(|error| error.to_string())?;
         seconds.sort_by(f64::total_cmp);
         let rows = (workload.streams * workload.rows) as f64;
         let median = seconds[seconds.len() / 2];
@@ -216,9 +217,7 @@ impl Desk {
             tokens_per_second_median: rows / median,
             tokens_per_second_best: rows / seconds[0],
             step_ms_median: 1e3 * median,
-            phases: costs
-                .zip(timings)
-                .map_or_else(Vec::new, |(costs, timings)| phases(costs, &timings, rows, workload.streams as f64)),
+            profile: limits.zip(timings).map(|(limits, timings)| Profile::of(limits, &needs, &timings)),
         })
     }
 
@@ -294,23 +293,4 @@ fn adapter(loaded: &Loaded, seed: usize, rank: usize) -> Result<Arc<LoraAdapter>
         shape.layer_sites().filter_map(|site| shape.site_shape(site).map(|(out, input)| (site, low_rank(out, input))));
     let version = AdapterVersion(Digest::of(&seed.to_le_bytes()));
     loaded.packer.pack(version, sites.collect()).map(Arc::new).map_err(|error| error.to_string())
-}
-
-/// The mean step by phase, with the share of the machine's limits that each reaches. `asked` of its `rows` went through the
-/// head.
-fn phases(costs: &Costs, timings: &Timings, rows: f64, asked: f64) -> Vec<PhaseFigures> {
-    let total: f64 = timings.phases.iter().map(|(_, micros)| micros).sum();
-    let figures = |&(phase, micros): &(Phase, f64)| {
-        let each = micros / timings.steps.max(1) as f64;
-        let weights = costs.weights.iter().find(|weights| weights.phase == phase).filter(|_| each > 0.0);
-        let rows = if phase == Phase::Head { asked } else { rows };
-        PhaseFigures {
-            phase: phase.name(),
-            microseconds: each,
-            share: micros / total.max(f64::MIN_POSITIVE),
-            memory_share: weights.map(|weights| weights.bytes as f64 / (each * 1e-6) / costs.read),
-            compute_share: weights.map(|weights| rows * weights.values as f64 / (each * 1e-6) / costs.multiply),
-        }
-    };
-    timings.phases.iter().map(figures).filter(|phase| phase.microseconds > 0.0).collect()
 }

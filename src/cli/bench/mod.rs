@@ -116,7 +116,8 @@ pub fn run(args: BenchArgs) -> Result<(), String> {
     let begin = Instant::now();
     let (timed, beside) =
         disturbed(&target, &args.beside, &prompts, || drive(args.requests.unwrap_or(4 * concurrency), warmup));
-    let report = Report::of(&models, concurrency, begin.elapsed(), &timed).beside(&beside);
+    let ready_after_s = started.as_ref().map(|started| started.took().as_secs_f64());
+    let report = Report { ready_after_s, ..Report::of(&models, concurrency, begin.elapsed(), &timed).beside(&beside) };
     print!("{report}");
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;

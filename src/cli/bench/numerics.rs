@@ -14,7 +14,7 @@ use self::compare::{Comparison, GATES, Side};
 use crate::{
     adapters::{AdapterLimits, Refusal, folder::AdapterFiles, peft},
     config::AdapterConfig,
-    model::{self, CpuOptions, DeviceChoice, LoadOptions, Loaded, LoraAdapter, ModelSource},
+    model::{self, CpuOptions, DeviceChoice, Isa, LoadOptions, Loaded, LoraAdapter, ModelSource},
     text::{Text, TextSource},
 };
 
@@ -24,8 +24,9 @@ use crate::{
 Example:
   tunegate bench numerics models/demo.gguf --text benches/reading.txt --adapter adapters/ticket-triage
 
-The exit code is 1 if a gate does not hold: mean KL divergence, and from 10000 tokens on also the 99th percentile of the
-error in the next token's log-probability and the ratio of the perplexities.")]
+The exit code is 1 if a gate does not hold: mean KL divergence, how far the exact class's best token is ahead of its second
+where the fast class prefers another, and from 10000 tokens on also the 99th percentile of the error in the next token's
+log-probability and the ratio of the perplexities.")]
 pub struct NumericsArgs {
     /// GGUF files or Hugging Face folders
     #[arg(required = true)]
@@ -48,6 +49,9 @@ pub struct NumericsArgs {
     /// Compute threads; one for each core by default
     #[arg(long, value_name = "COUNT", value_parser = super::engine::threads)]
     cpu_threads: Option<usize>,
+    /// Which vector instructions to compute with, in both classes: auto, or what the machine has of plain, avx2, avx512, amx
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    cpu_instructions: String,
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -102,7 +106,8 @@ impl Pair {
             let text = args.text.display();
             return Err(named(&format!("{text} has whole windows for {compared} tokens, not for {}", args.tokens)));
         }
-        let cpu = CpuOptions { threads: args.cpu_threads, ..CpuOptions::default() };
+        let isa = Isa::named(&args.cpu_instructions).map_err(|error| format!("--cpu-instructions: {error}"))?;
+        let cpu = CpuOptions { threads: args.cpu_threads, isa, ..CpuOptions::default() };
         let load = |exact| load(&source, window, CpuOptions { exact, ..cpu });
         Ok(Self { exact: load(true)?, fast: load(false)?, windows })
     }

@@ -9,6 +9,8 @@ use super::client::Timed;
 /// The figures of one run.
 #[derive(Debug, Serialize)]
 pub struct Report {
+    /// How long the bench's own server took from its start until it was ready, where there was one.
+    pub ready_after_s: Option<f64>,
     pub models: Vec<String>,
     pub concurrency: usize,
     pub requests: usize,
@@ -68,6 +70,7 @@ impl Report {
         let completion_tokens: u64 = timed.iter().map(|one| one.completion_tokens).sum();
         let seconds = wall.as_secs_f64();
         Self {
+            ready_after_s: None,
             models: models.to_vec(),
             concurrency,
             requests: timed.len(),
@@ -98,6 +101,9 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(seconds) = self.ready_after_s {
+            writeln!(f, "the server was ready after {seconds:.2} s")?;
+        }
         writeln!(
             f,
             "{} requests, {} at a time, over {} model{}: {:.1} s, {} errors",

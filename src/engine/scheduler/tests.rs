@@ -140,7 +140,8 @@ impl Bench {
             return None;
         }
         let rows = self.rows();
-        let mut output = StepOutput { answers: self.step.batch.asks.iter().map(|ask| answer(&ask.want)).collect() };
+        let answers = self.step.batch.asks.iter().map(|ask| answer(&ask.want)).collect();
+        let mut output = StepOutput { answers, fetched: 0 };
         self.scheduler.advance(&self.step, &mut output, (self.took)(self.step.load));
         Some(rows)
     }

@@ -30,7 +30,7 @@ pub enum Input {
 }
 
 impl Input {
-    const ALL: [Self; 4] = [Self::Attention, Self::Output, Self::Feed, Self::Down];
+    pub const ALL: [Self; 4] = [Self::Attention, Self::Output, Self::Feed, Self::Down];
 
     pub const fn projections(self) -> &'static [Projection] {
         match self {
@@ -80,6 +80,11 @@ impl CpuAdapter {
 impl<P: Copy + PartialEq> Stack<P> {
     pub fn expand(&self, projection: P) -> Option<&Expand> {
         self.expands.iter().find(|(other, _)| *other == projection).map(|(_, expand)| expand)
+    }
+
+    /// Each B, with whose it is.
+    pub fn expands(&self) -> impl Iterator<Item = (P, &Expand)> {
+        self.expands.iter().map(|(projection, expand)| (*projection, expand))
     }
 
     /// The memory of its factors, where that can be moved.

@@ -9,7 +9,7 @@ use super::{
     adapter::CpuPacker,
     answer::{Answers, Ending},
     buffers::Buffers,
-    costs::costs,
+    costs,
     kv::KvStore,
     network::{Builder, Network},
     plan::Plan,
@@ -18,9 +18,10 @@ use super::{
 use crate::{
     kernels::{attention::Stored, memory::Memory, pool::Pool},
     model::{
-        Batch, KvShape, LanguageModel, LoadError, ModelShape, Packer, StepError, StepOutput, Timings,
+        Batch, KvShape, LanguageModel, LoadError, ModelShape, Packer, StepError, StepOutput, Timings, TokenSketch,
         rope::Rotary,
-        timing::{Clock, Costs, Phase},
+        sketch,
+        timing::{Clock, MachineLimits, Phase, PhaseNeeds},
         weights::Weights,
     },
     terms::Digest,
@@ -53,6 +54,7 @@ pub struct Parts {
     pub decoder: CpuDecoder,
     pub packer: Arc<dyn Packer>,
     pub network: Arc<Network>,
+    pub sketch: TokenSketch,
 }
 
 /// Builds the decoder, taking its tensors out of `weights`; nothing of `weights` is needed afterwards.
@@ -70,6 +72,9 @@ pub fn assemble(
     let pool = if pin { Pool::pinned(threads) } else { Pool::new(threads) };
     let mut pool = pool.map_err(|error| LoadError::Device(error.to_string()))?;
     let network = Arc::new(Builder { weights, shape, pool: &mut pool, memory: Memory::default() }.network()?);
+    let size = (shape.vocab, shape.hidden);
+    let sketch = sketch::of(&mut pool, numerics.isa, size, |token, row| network.embed(token, row))
+        .map_err(|fault| LoadError::Unsupported(format!("the token sketch: {fault}")))?;
     let store = match numerics.class {
         Class::Exact => Store::Exact(KvStore::new(shape, kv)),
         Class::Fast => Store::Fast(KvStore::new(shape, kv)),
@@ -77,6 +82,7 @@ pub fn assemble(
     Ok(Parts {
         packer: Arc::new(CpuPacker { network: Arc::clone(&network), base, class: numerics.class }),
         network: Arc::clone(&network),
+        sketch,
         decoder: CpuDecoder {
             kv,
             base,
@@ -91,6 +97,14 @@ pub fn assemble(
             settled: false,
         },
     })
+}
+
+#[cfg(test)]
+impl CpuDecoder {
+    /// Lets tests choose in which order work is claimed.
+    pub fn claim(&mut self, order: crate::kernels::pool::Order) {
+        self.pool.claim(order);
+    }
 }
 
 impl LanguageModel for CpuDecoder {
@@ -109,7 +123,7 @@ impl LanguageModel for CpuDecoder {
             self.settled = true;
         }
         self.clock.begin();
-        out.answers.clear();
+        out.clear();
         batch.check(&self.network.shape, self.kv)?;
         match &mut self.store {
             Store::Exact(store) => store.copy(&batch.copies),
@@ -144,10 +158,17 @@ impl LanguageModel for CpuDecoder {
         Some(self.clock.take())
     }
 
-    fn costs(&mut self) -> Result<Option<Costs>, StepError> {
-        costs(&self.network, self.numerics, &mut self.pool)
+    fn limits(&mut self) -> Result<Option<MachineLimits>, StepError> {
+        costs::machine(&self.network, self.numerics, &mut self.pool)
             .map(Some)
             .map_err(|error| StepError::Device(error.to_string()))
+    }
+
+    fn needs(&self, batch: &Batch) -> Result<Vec<PhaseNeeds>, StepError> {
+        batch.check(&self.network.shape, self.kv)?;
+        let numbers = (self.base, self.numerics.class);
+        let plan = Plan::new(batch, (&self.network.shape, self.kv), &self.rotary, numbers, self.pool.threads())?;
+        Ok(costs::needs(&self.network, self.numerics, &plan, self.pool.threads()))
     }
 }
 

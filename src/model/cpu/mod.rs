@@ -15,6 +15,8 @@ mod kv;
 mod network;
 mod plan;
 mod step;
+#[cfg(test)]
+mod tests;
 mod turn;
 mod whole;
 

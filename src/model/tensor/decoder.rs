@@ -150,7 +150,7 @@ impl LanguageModel for TensorDecoder {
     }
 
     fn forward(&mut self, batch: &Batch, out: &mut StepOutput) -> std::result::Result<(), StepError> {
-        out.answers.clear();
+        out.clear();
         Counts::take(); // What a step that failed has left.
         let runner = &self.runner;
         batch.check(&runner.shape, runner.kv)?;
@@ -161,6 +161,7 @@ impl LanguageModel for TensorDecoder {
         let deltas = StepDeltas::new(batch.rows(), &batch.adapters, self.base, &mut self.stacks, &runner.device)?;
         runner.run(batch, &deltas, &mut self.scratch, out).map_err(device_failed)?;
         self.counts = Counts::take();
+        out.fetched = self.counts.undecided;
         let Counts { uploads, upload_bytes, downloads, download_bytes, undecided, .. } = self.counts;
         let (rows, operations) = (batch.rows(), self.counts.operations());
         trace!(rows, operations, uploads, upload_bytes, downloads, download_bytes, undecided, "step");

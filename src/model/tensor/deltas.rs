@@ -1,6 +1,7 @@
 //! What one step's adapters add to which rows: adapters of one rank together, by padded products over their stacks.
 //!
-//! How many operations that takes depends on how many different ranks and lengths there are, not on how many adapters.
+//! How many operations that takes depends on how many different ranks and lengths there are, not on how many adapters; but for
+//! those that change embedding or head ([`turns`]).
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,7 +11,7 @@ use super::{
     decoder::device_failed,
     lora::{LowRank, TensorAdapter},
     ops,
-    stacks::{Stack, Stacks},
+    stacks::{Owner, Stack, Stacks},
     turns::{self, Turns},
 };
 use crate::{
@@ -34,6 +35,12 @@ pub struct RowsOfAdapter<'a> {
     pub weights: &'a TensorAdapter,
     /// Ascending.
     pub rows: &'a [u32],
+}
+
+impl<'a> RowsOfAdapter<'a> {
+    pub fn owner(&self) -> Owner<'a> {
+        (self.adapter, self.weights)
+    }
 }
 
 /// The groups of all sites at which every adapter of the step has the same rank, or none.
@@ -92,7 +99,7 @@ impl<'a> StepDeltas<'a> {
         stacks.start_step();
         let mut arranger = Arranger { adapters: &adapters, batch_rows, device, stacks };
         let (sites, arrangements) = arranger.arrange().map_err(device_failed)?;
-        let turns = Turns::new(&adapters, device).map_err(device_failed)?;
+        let turns = Turns::new(&adapters, stacks, device).map_err(device_failed)?;
         Ok(Self { adapters, sites, arrangements, stacks, turns })
     }
 
@@ -124,7 +131,7 @@ impl<'a> StepDeltas<'a> {
         projection: Projection,
     ) -> Result<Tensor> {
         let summed = self.add(base, inputs, layer, projection)?;
-        self.turns.apply(summed, &self.adapters, layer, projection)
+        self.turns.apply(summed, (&self.adapters, self.stacks), layer, projection)
     }
 
     /// Puts adapters' own embeddings of the batch's `tokens` in the place of the base's, `x` (`[rows, hidden]`).
@@ -274,10 +281,7 @@ impl Arranger<'_, '_> {
         let weights = match members.as_slice() {
             [_] => GroupWeights::Own,
             _ => {
-                let owners: Vec<_> = members
-                    .iter()
-                    .map(|&member| (self.adapters[member].adapter, self.adapters[member].weights))
-                    .collect();
+                let owners: Vec<Owner> = members.iter().map(|&member| self.adapters[member].owner()).collect();
                 let places = self.stacks.place(rank, &owners, self.device)?;
                 let mut placed: Vec<(u32, usize)> = places.into_iter().zip(members).collect();
                 placed.sort_unstable();

@@ -29,7 +29,7 @@ pub struct TensorAdapter {
 }
 
 impl TensorAdapter {
-    /// A low rank's own tensors, and a place in a stack.
+    /// A layer's own tensors, and a place in a stack.
     pub const PLACES: u64 = 2;
 }
 
@@ -106,14 +106,14 @@ impl Packer for TensorPacker {
 
     fn packed_bytes(&self, sites: &[(Site, SiteDelta)]) -> u64 {
         let numbers = |count: usize| (count * size_of::<f32>()) as u64;
+        let places = |site: Site| if site == Site::Head { 1 } else { TensorAdapter::PLACES };
         let bytes = sites.iter().map(|(site, delta)| match delta {
             SiteDelta::LowRank { a, b, lora_bias, base_bias, magnitude, .. } => {
-                let places = if *site == Site::Head { 1 } else { TensorAdapter::PLACES };
                 let turned = lora_bias.is_some() || base_bias.is_some() || magnitude.is_some();
                 let turn = if turned { 2 * b.rows } else { 0 };
-                places * numbers(a.values.len() + b.values.len()) + numbers(turn)
+                places(*site) * numbers(a.values.len() + b.values.len() + turn)
             }
-            SiteDelta::Bias(bias) => numbers(2 * bias.len()),
+            SiteDelta::Bias(bias) => places(*site) * numbers(2 * bias.len()),
             SiteDelta::Full(matrix) => (matrix.values.len() * self.dtype.size_in_bytes()) as u64,
             SiteDelta::EmbedLowRank { a, b, magnitude, .. } => {
                 numbers(a.values.len() + b.values.len() + magnitude.as_ref().map_or(0, Vec::len))

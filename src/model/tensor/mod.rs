@@ -28,7 +28,7 @@ mod rows;
 mod scores;
 mod stacks;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod turns;
 
 pub use decoder::{Parts, assemble, dtype};

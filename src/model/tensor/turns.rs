@@ -1,4 +1,8 @@
 //! What adapters do beside their low ranks: to finished outputs of a projection, to the embedding, and to the head.
+//!
+//! Outputs are turned by vectors that lie side by side ([`super::stacks`]): how many operations that takes does not depend on how
+//! many adapters there are. Embedding and head are changed one adapter after the other, a few operations for each that changes them:
+//! such an adapter may bring a matrix of the base's own size, and matrices like that are not copied side by side.
 
 use std::collections::HashMap;
 
@@ -8,10 +12,11 @@ use super::{
     deltas::RowsOfAdapter,
     lora::{EmbedLowRank, Embedding, Head, LowRank, Turn},
     ops,
+    stacks::{Owner, Stacks, TurnStack},
 };
 use crate::model::Projection;
 
-/// Where the step's adapters turn outputs. How many operations that takes does not depend on how many adapters there are.
+/// Where the step's adapters turn outputs.
 #[derive(Default)]
 pub struct Turns {
     /// For each layer and projection, the arrangement that serves it; empty if no adapter turns anything.
@@ -25,12 +30,12 @@ struct Arrangement {
     members: Vec<usize>,
     /// `[n]`: the batch rows of all members, one member after the other.
     rows: Tensor,
-    /// `[n]`: whose each of them is, as a place among the members.
-    owners: Tensor,
+    /// `[n]`: where in the stacks each of them has its vectors; `None` if they are all the only member's.
+    places: Option<Tensor>,
 }
 
 impl Turns {
-    pub fn new(adapters: &[RowsOfAdapter], device: &Device) -> Result<Self> {
+    pub fn new(adapters: &[RowsOfAdapter], stacks: &mut Stacks, device: &Device) -> Result<Self> {
         let layers = adapters.iter().map(|adapter| adapter.weights.turns.len()).max().unwrap_or(0);
         let mut turns = Self { sites: vec![[None; Projection::ALL.len()]; layers], arrangements: Vec::new() };
         let mut known: HashMap<Vec<usize>, usize> = HashMap::new();
@@ -46,7 +51,7 @@ impl Turns {
                 *site = Some(match known.get(&members) {
                     Some(&found) => found,
                     None => {
-                        turns.arrangements.push(Arrangement::new(members.clone(), adapters, device)?);
+                        turns.arrangements.push(Arrangement::new(members.clone(), adapters, stacks, device)?);
                         known.insert(members, turns.arrangements.len() - 1);
                         turns.arrangements.len() - 1
                     }
@@ -57,31 +62,48 @@ impl Turns {
     }
 
     /// Turns the adapters' rows of `y` (`[rows, out]`).
-    pub fn apply(&self, y: Tensor, adapters: &[RowsOfAdapter], layer: usize, projection: Projection) -> Result<Tensor> {
-        let place = projection as usize;
-        let Some(Some(at)) = self.sites.get(layer).map(|layer| layer[place]) else { return Ok(y) };
-        let Arrangement { members, rows, owners } = &self.arrangements[at];
-        let of = |part: fn(&Turn) -> &Tensor| {
-            let turns = members.iter().filter_map(|&member| adapters[member].weights.turns[layer][place].as_ref());
-            let parts: Vec<Tensor> = turns.map(|turn| part(turn).clone()).collect();
-            let parts = ops::join(&parts, 0)?;
-            if members.len() == 1 { Ok(parts) } else { ops::select(&parts, owners) }
+    pub fn apply(
+        &self,
+        y: Tensor,
+        (adapters, stacks): (&[RowsOfAdapter], &Stacks),
+        layer: usize,
+        projection: Projection,
+    ) -> Result<Tensor> {
+        let Some(Some(at)) = self.sites.get(layer).map(|layer| layer[projection as usize]) else { return Ok(y) };
+        let Arrangement { members, rows, places } = &self.arrangements[at];
+        let missing = || candle_core::Error::Msg(format!("layer {layer} has no turn of {projection:?}"));
+        let (more, shift) = match places {
+            Some(places) => {
+                let TurnStack { more, shift } = stacks.turns(layer, projection).ok_or_else(missing)?;
+                (ops::select(more, places)?, ops::select(shift, places)?)
+            }
+            None => {
+                let own = adapters[members[0]].weights.turns[layer][projection as usize].as_ref();
+                let Turn { more, shift } = own.ok_or_else(missing)?;
+                (more.clone(), shift.clone())
+            }
         };
         let own = ops::cast(&ops::select(&y, rows)?, DType::F32)?;
-        let more = ops::add(&ops::mul(&own, &of(|turn| &turn.more)?)?, &of(|turn| &turn.shift)?)?;
-        ops::index_add(&y, rows, &ops::cast(&more, y.dtype())?)
+        let added = ops::add(&ops::mul(&own, &more)?, &shift)?;
+        ops::index_add(&y, rows, &ops::cast(&added, y.dtype())?)
     }
 }
 
 impl Arrangement {
-    fn new(members: Vec<usize>, adapters: &[RowsOfAdapter], device: &Device) -> Result<Self> {
-        let (mut rows, mut owners) = (Vec::new(), Vec::new());
-        for (owner, &member) in (0u32..).zip(&members) {
-            rows.extend_from_slice(adapters[member].rows);
-            owners.resize(rows.len(), owner);
-        }
-        let count = rows.len();
-        Ok(Self { members, rows: ops::upload(&rows, count, device)?, owners: ops::upload(&owners, count, device)? })
+    fn new(members: Vec<usize>, adapters: &[RowsOfAdapter], stacks: &mut Stacks, device: &Device) -> Result<Self> {
+        let rows: Vec<u32> = members.iter().flat_map(|&member| adapters[member].rows).copied().collect();
+        let places = match members.as_slice() {
+            [_] => None,
+            _ => {
+                let owners: Vec<Owner> = members.iter().map(|&member| adapters[member].owner()).collect();
+                let placed = stacks.place_turns(&owners, device)?.into_iter().zip(&members);
+                let places: Vec<u32> = placed
+                    .flat_map(|(place, &member)| std::iter::repeat_n(place, adapters[member].rows.len()))
+                    .collect();
+                Some(ops::upload(&places, places.len(), device)?)
+            }
+        };
+        Ok(Self { members, rows: ops::upload(&rows, rows.len(), device)?, places })
     }
 }
 
@@ -104,7 +126,7 @@ impl Embedding {
     }
 }
 
-/// Puts the adapters' own embeddings of `tokens` in the place of their rows of `x` (`[rows, hidden]`).
+/// Puts the adapters' own embeddings of `tokens` in the place of their rows of `x` (`[rows, hidden]`), one adapter after the other.
 pub fn embed(x: Tensor, tokens: &[u32], adapters: &[RowsOfAdapter]) -> Result<Tensor> {
     let mut parts = Vec::new();
     for RowsOfAdapter { weights, rows, .. } in adapters {
@@ -139,7 +161,7 @@ impl Head {
     }
 }
 
-/// Puts the adapters' own logits in the place of the base's. `hidden` (`[n, hidden]`) and `logits` (`[n, vocab]`, `f32`) are of the
+/// Puts the adapters' own logits in the place of the base's, one adapter after the other. `hidden` (`[n, hidden]`) and `logits` (`[n, vocab]`, `f32`) are of the
 /// batch rows `rows`.
 pub fn heads(logits: Tensor, hidden: &Tensor, rows: &[u32], adapters: &[RowsOfAdapter]) -> Result<Tensor> {
     let mut parts = Vec::new();

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tunegate::model::Isa;
 
 use super::{end, said, started_with, terminate, tunegate};
 use crate::support::golden;
@@ -98,6 +99,7 @@ fn a_bench_drives_a_running_server_and_counts_what_its_clients_see() {
     assert_eq!((&report["requests"], &report["errors"]), (&json!(4), &json!(0)), "{report:#}");
     assert_eq!((&report["prompt_tokens"], &report["completion_tokens"]), (&json!(64), &json!(32)), "{report:#}");
     assert_eq!(report["models"], json!(["rslora"]));
+    assert!(report["ready_after_s"].is_null(), "the server is not the bench's own: {report:#}");
     for name in ["time_to_first_token_ms", "inter_token_ms"] {
         let [p50, p95, p99] = ["p50", "p95", "p99"].map(|at| report[name][at].as_f64().expect("a quantile"));
         assert!(0.0 < p50 && p50 <= p95 && p95 <= p99, "{name}: {report:#}");
@@ -106,6 +108,120 @@ fn a_bench_drives_a_running_server_and_counts_what_its_clients_see() {
     let output = tunegate().args(["bench", "--url", &url]).output().expect("it runs");
     let (code, text) = said(&output);
     assert!(code == Some(1) && text.contains(&url), "nobody is there any more: {text}");
+}
+
+#[test]
+fn a_profile_of_the_engine_tells_of_every_phase_and_the_whole_step() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json_file = folder.path().join("out.json");
+    let output = tunegate()
+        .args([
+            "bench",
+            "engine",
+            "--profile",
+            "--streams",
+            "3",
+            "--prompt-tokens",
+            "9",
+            "--steps",
+            "3",
+            "--cpu-threads",
+            "2",
+        ])
+        .arg(golden("models/llama"))
+        .arg("--json")
+        .arg(&json_file)
+        .output()
+        .expect("it runs");
+    let (code, text) = said(&output);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("G multiply-adds/s") && text.contains("whole step"), "{text}");
+    let measured: Value = serde_json::from_str(&fs::read_to_string(json_file).expect("written")).expect("JSON");
+    assert!(measured["machine"]["multiply_adds_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{measured:#}");
+    let workload = |name: &str| {
+        let all = measured["workloads"].as_array().expect("workloads");
+        all.iter().find(|one| one["workload"] == name).unwrap_or_else(|| panic!("no {name} in {measured:#}"))
+    };
+    let bytes = |workload: &Value, part: &str| {
+        let parts = workload["profile"]["phases"].as_array().expect("phases");
+        parts.iter().find(|one| one["part"] == part).and_then(|one| one["bytes"].as_u64()).unwrap_or_default()
+    };
+    let (one, three) = (workload("1 stream, base"), workload("3 streams, base"));
+    // Two layers, two key heads of 16, in 16 bits; ten positions and the row's own, before the middle of three steps.
+    assert_eq!(bytes(one, "attention"), 2 * (9 + 1 + 1) * 2 * 2 * 16 * 2, "{one:#}");
+    assert_eq!(bytes(three, "attention"), 3 * bytes(one, "attention"));
+    assert_eq!(bytes(three, "gate, up"), bytes(one, "gate, up"), "weights are read once, whatever the rows");
+    let tuned = workload("3 streams, 3 adapters");
+    assert!(bytes(tuned, "gate, up") > bytes(workload("3 streams, 1 adapter"), "gate, up"), "{tuned:#}");
+    for figures in measured["workloads"].as_array().expect("workloads") {
+        let profile = &figures["profile"];
+        let sum = |field: &str| {
+            let parts = profile["phases"].as_array().expect("phases").iter();
+            parts.map(|part| part[field].as_f64().expect("a number")).sum::<f64>()
+        };
+        let whole = |field: &str| profile["step"][field].as_f64().expect("a number");
+        assert_eq!(sum("bytes"), whole("bytes"), "{figures:#}");
+        assert!((sum("microseconds") / whole("microseconds") - 1.0).abs() < 1e-6, "{figures:#}");
+        assert!((sum("share") - 1.0).abs() < 1e-6, "{figures:#}");
+    }
+}
+
+#[test]
+fn numerics_are_compared_at_the_level_of_instructions_that_is_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text");
+    fs::write(&text, "the rain and the river and the sea ".repeat(20)).expect("written");
+    let compared = |level: &str| {
+        let json_file = folder.path().join(level);
+        let output = tunegate()
+            .args(["bench", "numerics", "--tokens", "30", "--window", "16", "--cpu-instructions", level, "--json"])
+            .arg(&json_file)
+            .arg("--text")
+            .arg(&text)
+            .arg(golden("models/llama"))
+            .output()
+            .expect("it runs");
+        let (code, said) = said(&output);
+        assert_eq!(code, Some(0), "{said}");
+        let figures: Value = serde_json::from_str(&fs::read_to_string(json_file).expect("written")).expect("JSON");
+        figures[0]["figures"].clone()
+    };
+    let plain = compared("plain");
+    assert!(plain["tokens"].as_u64().is_some_and(|tokens| tokens >= 30), "{plain:#}");
+    assert!(plain["widest_parting"].as_f64().is_some(), "{plain:#}");
+    if Isa::best() != Isa::PLAIN {
+        assert_ne!(compared("auto"), plain, "another level rounds differently");
+    }
+    let refused = tunegate()
+        .args(["bench", "numerics", "--cpu-instructions", "avx9", "--text"])
+        .arg(&text)
+        .arg(golden("models/llama"))
+        .output()
+        .expect("it runs");
+    let (code, text) = said(&refused);
+    assert!(
+        code == Some(1) && text.contains("--cpu-instructions: this machine has no instructions called 'avx9'"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_bench_records_how_long_its_own_server_took_to_be_ready() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json_file = folder.path().join("out.json");
+    let output = tunegate()
+        .args(["bench", "--requests", "1", "--prompt-tokens", "4", "--output-tokens", "2", "--json"])
+        .arg(&json_file)
+        .arg("--start")
+        .arg(golden("models/llama"))
+        .args(["--", "--kv-cache-memory-bytes", "4MiB"])
+        .env("TMPDIR", folder.path())
+        .output()
+        .expect("it runs");
+    let (code, text) = said(&output);
+    assert!(code == Some(0) && text.contains("the server was ready after "), "{text}");
+    let report: Value = serde_json::from_str(&fs::read_to_string(json_file).expect("written")).expect("JSON");
+    assert!(report["ready_after_s"].as_f64().is_some_and(|seconds| seconds > 0.0), "{report:#}");
 }
 
 /// A bench with a server of its own that would go on for hours, once that server reads its model; and where the server's

@@ -1,8 +1,8 @@
 //! The same promises on a real model: two layers, but attention, rotary positions, PEFT adapters, and the answers that
-//! `transformers` and `peft` give to compare with.
+//! `transformers` and `peft` give to compare with. On both decoders and in every format; in the fast class, for which there is no
+//! oracle, an answer is compared to the bit with what the same question gets alone.
 
 use std::{
-    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,8 +13,8 @@ use tunegate::{
     adapters::{AdapterLimits, folder::AdapterFiles, peft},
     config::{Dtype, EngineConfig},
     engine::{Event, Work},
-    model::{self, Batch, CpuOptions, KvShape, LanguageModel, LoadOptions, LoraAdapter, ModelSource},
-    terms::FinishReason,
+    model::{self, Batch, CpuDecoder, CpuOptions, KvShape, LanguageModel, LoadOptions, LoraAdapter, ModelSource},
+    terms::{FinishReason, TokenScore},
 };
 
 use crate::support::device_choice;
@@ -25,15 +25,38 @@ use super::{
     gate::{Answer, Ask, TestEngine},
 };
 
-/// Eight adapters of different ranks and targets.
-const ADAPTERS: [&str; 8] =
-    ["plain-qv", "all7", "rslora", "patterns", "rslora-patterns", "exclude-list", "o-down", "rank-1"];
+/// At most this many adapters of different ranks and targets.
+const ADAPTERS: usize = 8;
+
+/// Every form of weights that a file may have, as the scores for it are called.
+const FORMATS: [&str; 11] = [
+    "llama-f32",
+    "llama-f16",
+    "llama-bf16",
+    "llama-q8_0",
+    "llama-q4_0",
+    "llama-q4_1",
+    "llama-q5_0",
+    "llama-q5_1",
+    "wide-q4_k",
+    "wide-q5_k",
+    "wide-q6_k",
+];
+
+/// The decoders and classes.
+const DECODERS: [CpuOptions; 3] =
+    [on(CpuDecoder::Fused, true), on(CpuDecoder::Tensor, true), on(CpuDecoder::Fused, false)];
+
+const fn on(decoder: CpuDecoder, exact: bool) -> CpuOptions {
+    CpuOptions { decoder, exact, threads: Some(2), pin: false, isa: None }
+}
 
 /// Digits of pi, three bits for each pause.
 const ARRIVALS: u64 = 0x243f_6a88_85a3_08d3;
 
 #[derive(Deserialize)]
 struct Golden {
+    model: String,
     prompts: Vec<GoldenPrompt>,
     cases: Vec<GoldenCase>,
 }
@@ -68,43 +91,48 @@ struct Question {
     prompt: usize,
 }
 
-struct Llama {
+/// A model, its adapters and its oracle's answers.
+struct Real {
     golden: Golden,
-    adapters: HashMap<String, Arc<LoraAdapter>>,
+    /// One for each case; `None` is the base.
+    adapters: Vec<Option<Arc<LoraAdapter>>>,
     decoder: Option<Box<dyn LanguageModel>>,
+    fast: bool,
 }
 
 fn golden_path(below: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(below)
 }
 
-impl Llama {
+impl Real {
     /// With room for `blocks` KV blocks of 16 positions.
-    fn load(blocks: u64) -> Self {
-        let source = ModelSource::detect(&golden_path("models/llama")).expect("a model folder");
-        // Keys and values of 2 layers of 2 heads of 16 dimensions, in f32.
-        let block_bytes = 16 * 2 * 2 * 2 * 16 * 4;
+    fn load(scores: &str, cpu: CpuOptions, blocks: u64) -> Self {
+        let text = fs::read_to_string(golden_path(&format!("scores/{scores}.json"))).expect("golden scores");
+        let mut golden: Golden = serde_json::from_str(&text).expect("golden scores as their README says");
+        golden.cases.truncate(1 + ADAPTERS);
+        let source = ModelSource::detect(&golden_path(&golden.model)).expect("a model");
+        let shape = model::shape_of(&source).expect("its shape");
+        let value_bytes = if cpu.exact { 4 } else { 2 };
+        let block_bytes = 16 * 2 * shape.layers * shape.kv_heads * shape.head_dim * value_bytes;
         let options = LoadOptions {
             device: device_choice(),
             dtype: Some(Dtype::Float32),
-            kv_bytes: blocks * block_bytes,
+            kv_bytes: blocks * block_bytes as u64,
             block_tokens: 16,
             max_model_len: Some(176),
-            cpu: CpuOptions { exact: true, ..CpuOptions::default() },
+            cpu,
         };
         let loaded = model::load(&source, &options).expect("the model loads");
         assert_eq!(loaded.decoder.kv_shape().blocks as u64, blocks);
-        let text = fs::read_to_string(golden_path("scores/llama.json")).expect("golden scores");
-        let golden: Golden = serde_json::from_str(&text).expect("golden scores as their README says");
         let limits = AdapterLimits { max_rank: 64, max_file_bytes: 1 << 20 };
-        let adapter = |name: &str| {
-            let folder = golden_path(&format!("adapters/llama/{name}"));
+        let adapter = |path: &String| {
+            let folder = golden_path(path);
             let files = AdapterFiles::read(&folder, &folder, limits.max_file_bytes).expect("adapter files");
             let adapter = peft::read(&files, &loaded.shape, limits, Some(&*loaded.base)).expect("a good adapter");
             Arc::new(loaded.packer.pack(files.version(), adapter.sites).expect("it fits the base"))
         };
-        let adapters = ADAPTERS.map(|name| (format!("adapters/llama/{name}"), adapter(name))).into();
-        Self { golden, adapters, decoder: Some(loaded.decoder) }
+        let adapters = golden.cases.iter().map(|case| case.adapter.as_ref().map(adapter)).collect();
+        Self { golden, adapters, decoder: Some(loaded.decoder), fast: !cpu.exact }
     }
 
     fn take_decoder(&mut self) -> Box<dyn LanguageModel> {
@@ -113,19 +141,12 @@ impl Llama {
 
     /// Sixteen questions, to the base and each adapter in turn, each with another prompt than the last.
     fn questions(&self, max_tokens: usize) -> Vec<Question> {
-        let contenders: Vec<(usize, Option<&Arc<LoraAdapter>>)> = (self.golden.cases.iter().enumerate())
-            .filter_map(|(index, case)| match &case.adapter {
-                None => Some((index, None)),
-                Some(path) => self.adapters.get(path).map(|adapter| (index, Some(adapter))),
-            })
-            .collect();
-        assert_eq!(contenders.len(), 9, "the base and eight adapters");
         (0..16)
             .map(|i| {
-                let (case, adapter) = contenders[i % contenders.len()];
+                let case = i % self.adapters.len();
                 let prompt = i % self.golden.prompts.len();
                 let ask = Ask::greedy(self.golden.prompts[prompt].tokens.clone(), max_tokens);
-                let ask = adapter.map_or(ask.clone(), |adapter| ask.adapter(adapter));
+                let ask = self.adapters[case].as_ref().map_or(ask.clone(), |adapter| ask.adapter(adapter));
                 Question { ask, case, prompt }
             })
             .collect()
@@ -140,6 +161,12 @@ impl Llama {
     }
 }
 
+/// Every token, with its scores to the bit.
+fn bits(answer: &Answer) -> Vec<[u32; 3]> {
+    let of = |score: &TokenScore| [score.token, score.logprob.to_bits(), score.entropy.to_bits()];
+    answer.scores.iter().map(of).collect()
+}
+
 /// What sixteen questions came to.
 struct Outcome {
     /// Answers that are not the oracle's.
@@ -149,7 +176,11 @@ struct Outcome {
 }
 
 /// How the sixteen questions are asked.
+#[derive(Clone, Copy)]
 struct Scene {
+    /// Of the oracle; they name the model.
+    scores: &'static str,
+    cpu: CpuOptions,
     bend: fn(&mut Batch, KvShape),
     blocks: u64,
     /// In one step, at most.
@@ -160,58 +191,105 @@ struct Scene {
 }
 
 /// What shows a wrong build in a few tokens.
-const BRIEF: Scene = Scene { bend: bent::straight, blocks: 256, rows: 64, arrivals: ARRIVALS, max_tokens: 8 };
+const BRIEF: Scene = Scene {
+    scores: "llama",
+    cpu: DECODERS[0],
+    bend: bent::straight,
+    blocks: 256,
+    rows: 64,
+    arrivals: ARRIVALS,
+    max_tokens: 8,
+};
+
+/// Builds that are wrong in one way each.
+const WRONG: [fn(&mut Batch, KvShape); 5] =
+    [bent::one_adapter, bent::adapter_rows_shifted, bent::blocks_swapped, bent::asks_shifted, bent::no_adapters];
+
+/// Every format on both decoders and in both classes.
+fn everywhere() -> impl Iterator<Item = Scene> {
+    FORMATS.into_iter().flat_map(|scores| DECODERS.map(|cpu| Scene { scores, cpu, ..BRIEF }))
+}
 
 fn ask_all(scene: &Scene) -> Outcome {
-    let Scene { bend, blocks, rows, arrivals, max_tokens } = *scene;
-    let mut llama = Llama::load(blocks);
-    let questions = llama.questions(max_tokens);
-    let config = EngineConfig { max_num_batched_tokens: rows, ..config() };
-    let mut engine = TestEngine::stepped(Bent::new(llama.take_decoder(), bend), config);
+    let Scene { scores, cpu, bend, blocks, rows, arrivals, max_tokens } = *scene;
+    let mut real = Real::load(scores, cpu, blocks);
+    let questions = real.questions(max_tokens);
     let asks: Vec<Ask> = questions.iter().map(|question| question.ask.clone()).collect();
+    let config = EngineConfig { max_num_batched_tokens: rows, ..config() };
+    let mut engine = TestEngine::stepped(Bent::new(real.take_decoder(), bend), config.clone());
     let answers = engine.ask_one_by_one(&asks, |i| (arrivals >> (3 * i)) as usize % 6);
-    let wrong = questions.iter().zip(&answers).filter(|(question, answer)| {
-        assert!(finished(&answer.last, FinishReason::Length), "{:?}", answer.last);
-        !llama.agrees(question, answer)
-    });
-    let wrong = wrong.count();
+    assert!(answers.iter().all(|answer| finished(&answer.last, FinishReason::Length)), "{answers:?}");
     let needed: usize = asks.iter().map(|ask| ask.tokens.len() + max_tokens - 1).sum();
     let computed = engine.metrics.step_rows.get_sample_sum() as usize;
     engine.ends_whole();
+    let wrong = match real.fast {
+        false => questions.iter().zip(&answers).filter(|(question, answer)| !real.agrees(question, answer)).count(),
+        true => {
+            let straight = Real::load(scores, cpu, blocks).take_decoder();
+            let engine = TestEngine::free(Bent::new(straight, bent::straight), config);
+            let alone = |ask: &Ask| bits(&engine.ask(ask).answer());
+            let wrong = asks.iter().zip(&answers).filter(|(ask, answer)| alone(ask) != bits(answer)).count();
+            engine.ends_whole();
+            wrong
+        }
+    };
     Outcome { wrong, repeated: computed - needed }
 }
 
 #[test]
 fn among_fifteen_neighbours_everybody_gets_the_oracles_answer() {
     for (rows, arrivals) in [(512, 0), (16, ARRIVALS), (29, !ARRIVALS)] {
-        let Outcome { wrong, repeated } = ask_all(&Scene { rows, arrivals, max_tokens: 24, ..BRIEF });
-        assert_eq!((wrong, repeated), (0, 0), "{rows} rows in a step, arrivals {arrivals:x}");
+        for cpu in DECODERS {
+            let Outcome { wrong, repeated } = ask_all(&Scene { cpu, rows, arrivals, max_tokens: 24, ..BRIEF });
+            assert_eq!((wrong, repeated), (0, 0), "{cpu:?}, {rows} rows in a step, arrivals {arrivals:x}");
+        }
+    }
+}
+
+#[test]
+fn among_fifteen_neighbours_everybody_gets_the_oracles_answer_in_every_format() {
+    for scene in everywhere() {
+        let Outcome { wrong, repeated } = ask_all(&Scene { rows: 29, ..scene });
+        assert_eq!((wrong, repeated), (0, 0), "{}, {:?}", scene.scores, scene.cpu);
     }
 }
 
 #[test]
 fn preempted_answers_are_the_oracles_too() {
-    // 12 blocks hold 192 positions; the sixteen want up to 40 + 24 each at the same time.
-    let Outcome { wrong, repeated } = ask_all(&Scene { blocks: 12, arrivals: 0, max_tokens: 24, ..BRIEF });
-    assert_eq!(wrong, 0);
-    assert!(repeated > 0, "somebody was preempted");
+    for cpu in DECODERS {
+        // 12 blocks hold 192 positions; the sixteen want up to 40 + 24 each at the same time.
+        let Outcome { wrong, repeated } = ask_all(&Scene { cpu, blocks: 12, arrivals: 0, max_tokens: 24, ..BRIEF });
+        assert_eq!(wrong, 0, "{cpu:?}");
+        assert!(repeated > 0, "somebody was preempted");
+    }
 }
 
 #[test]
 fn a_build_that_ignores_a_lease_is_noticed() {
-    assert_eq!(ask_all(&Scene { bend: bent::no_adapters, ..BRIEF }).wrong, 14, "all but the two that asked the base");
+    for cpu in DECODERS {
+        let wrong = ask_all(&Scene { cpu, bend: bent::no_adapters, ..BRIEF }).wrong;
+        assert_eq!(wrong, 14, "{cpu:?}: all but the two that asked the base");
+    }
 }
 
 #[test]
 fn a_build_with_rows_or_weights_mixed_up_is_noticed() {
-    for bend in [bent::one_adapter, bent::adapter_rows_shifted, bent::blocks_swapped, bent::asks_shifted] {
-        assert!(ask_all(&Scene { bend, ..BRIEF }).wrong > 0);
+    for (bend, cpu) in WRONG.into_iter().flat_map(|bend| DECODERS.map(|cpu| (bend, cpu))) {
+        assert!(ask_all(&Scene { bend, cpu, ..BRIEF }).wrong > 0, "{cpu:?}");
+    }
+}
+
+#[test]
+fn wrong_builds_are_noticed_in_every_format() {
+    // Each format meets three of the five, each decoder all of them.
+    for (bend, scene) in WRONG.into_iter().cycle().zip(everywhere()) {
+        assert!(ask_all(&Scene { bend, ..scene }).wrong > 0, "{}, {:?}", scene.scores, scene.cpu);
     }
 }
 
 #[test]
 fn texts_are_scored_as_the_oracle_scores_them_while_answers_run() {
-    let mut llama = Llama::load(256);
+    let mut llama = Real::load("llama", DECODERS[0], 256);
     let questions = llama.questions(24);
     let engine = TestEngine::free(Bent::new(llama.take_decoder(), bent::straight), config());
     let beside = engine.ask(&questions[3].ask);
@@ -232,7 +310,7 @@ fn texts_are_scored_as_the_oracle_scores_them_while_answers_run() {
 #[test]
 fn an_embedding_does_not_depend_on_its_chunks() {
     let embed = |rows: usize| {
-        let mut llama = Llama::load(256);
+        let mut llama = Real::load("llama", DECODERS[0], 256);
         let config = EngineConfig { max_num_batched_tokens: rows, ..config() };
         let tokens = llama.golden.prompts.iter().map(|p| p.tokens.clone()).max_by_key(Vec::len).expect("prompts");
         let engine = TestEngine::free(Bent::new(llama.take_decoder(), bent::straight), config);

@@ -27,12 +27,14 @@ fn adapters(model: &str, desk: &Desk) -> Vec<Option<Arc<LoraAdapter>>> {
     [None].into_iter().chain(names.iter().map(load)).collect()
 }
 
+/// All that an answer says, to the bit.
+pub fn bits(answer: &Answer) -> Vec<u32> {
+    let scores = answer.logprobs.iter().chain(&answer.greedy.logprobs).chain(answer.entropies.iter().map(|e| &e.1));
+    scores.map(|score| score.to_bits()).chain(answer.greedy.tokens.iter().copied()).collect()
+}
+
 #[track_caller]
 pub fn same_bits(one: &Answer, other: &Answer, what: &str) {
-    let bits = |answer: &Answer| -> Vec<u32> {
-        let scores = answer.logprobs.iter().chain(&answer.greedy.logprobs).chain(answer.entropies.iter().map(|e| &e.1));
-        scores.map(|score| score.to_bits()).chain(answer.greedy.tokens.iter().copied()).collect()
-    };
     assert!(bits(one) == bits(other), "{what}");
 }
 
@@ -69,7 +71,7 @@ fn rows_are_the_same_to_the_bit_alone_and_among_others_in_chunks_and_on_any_numb
 }
 
 /// Every form of weights that a file may have.
-const FORMATS: [&str; 11] = [
+pub const FORMATS: [&str; 11] = [
     "llama-f32",
     "llama-f16",
     "llama-bf16",

@@ -15,13 +15,17 @@ pub struct Gates {
     pub p99: f64,
     /// Ratio of the two perplexities, either way.
     pub perplexity: f64,
+    /// The exact class's lead of its best token over its second, in nats, where the fast class prefers another: greedy answers may
+    /// part at ties as near as that.
+    pub parting: f64,
 }
 
 /// Set once, on the first measurement (the demo model in Q4_1, 902 tokens: mean KL 3.8e-3, 99th percentile 0.34, perplexity
-/// 1.0066), and not to be loosened.
-pub const GATES: Gates = Gates { mean_kl: 5e-3, p99: 0.4, perplexity: 1.01 };
+/// 1.0066), and not to be loosened. The parting was planned as 0.1 and first measured over 10,000 tokens of every format and
+/// adapter: up to 0.8, as two logits lie apart that int8 activations move past each other by the 99th percentile each.
+pub const GATES: Gates = Gates { mean_kl: 5e-3, p99: 0.4, perplexity: 1.01, parting: 1.0 };
 
-/// Tokens that it takes to judge a percentile and a perplexity; with fewer the mean alone is judged.
+/// Tokens that it takes to judge a percentile and a perplexity; with fewer the mean and the widest parting alone are judged.
 pub const ENOUGH: usize = 10_000;
 
 /// Rows of a step; each has a distribution over the whole vocabulary from either decoder.
@@ -183,7 +187,8 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// What is beyond `gates`. All of them are judged if there are [`ENOUGH`] tokens, or if `strictly`; else the mean alone.
+    /// What is beyond `gates`. All of them are judged if there are [`ENOUGH`] tokens, or if `strictly`; else the mean, and the widest
+    /// parting, which more tokens could only widen.
     pub fn faults(&self, gates: &Gates, strictly: bool) -> Vec<String> {
         let ratio = self.perplexity / self.exact_perplexity;
         let mut faults = Vec::new();
@@ -191,6 +196,10 @@ impl Figures {
         let within = |value: f64, limit: f64| value <= limit;
         if self.mean_kl == 0.0 || !within(self.mean_kl, gates.mean_kl) {
             faults.push(format!("mean KL {:.2e}; it may be {:.0e}", self.mean_kl, gates.mean_kl));
+        }
+        if !within(self.widest_parting, gates.parting) {
+            let (widest, most) = (self.widest_parting, gates.parting);
+            faults.push(format!("another token is best where the lead is {widest:.3}; it may be {most}"));
         }
         if strictly || self.tokens >= ENOUGH {
             if !within(self.p99, gates.p99) {
@@ -253,14 +262,16 @@ mod tests {
             perplexity: 10.0,
             exact_perplexity: 10.0,
             second_half_perplexity: 10.0,
-            parted: 0,
-            widest_parting: 0.0,
+            parted: 9,
+            widest_parting: 0.9,
         };
         assert_eq!(good.faults(&GATES, false), [""; 0]);
         let bad = [
             Figures { mean_kl: 6e-3, ..good.clone() },
             Figures { mean_kl: f64::NAN, ..good.clone() },
             Figures { mean_kl: 0.0, ..good.clone() },
+            Figures { widest_parting: 1.1, ..good.clone() },
+            Figures { widest_parting: f64::NAN, ..good.clone() },
             Figures { p99: 0.5, ..good.clone() },
             Figures { p99: f64::NAN, ..good.clone() },
             Figures { perplexity: 10.2, ..good.clone() },
@@ -270,7 +281,7 @@ mod tests {
         for (index, figures) in bad.iter().enumerate() {
             assert_eq!(figures.faults(&GATES, false).len(), 1, "{figures:?}");
             let few = Figures { tokens: ENOUGH - 1, ..figures.clone() };
-            assert_eq!(few.faults(&GATES, false).len(), usize::from(index < 3), "{few:?}");
+            assert_eq!(few.faults(&GATES, false).len(), usize::from(index < 5), "{few:?}");
             assert_eq!(few.faults(&GATES, true).len(), 1, "{few:?}");
         }
     }

@@ -44,27 +44,105 @@ impl Bench {
 
     pub fn run(&mut self, batch: &Batch) -> (Vec<RowAnswer>, Counts) {
         self.decoder.forward(batch, &mut self.output).expect("a step");
+        assert_eq!(self.output.fetched, self.decoder.counts().undecided);
         (std::mem::take(&mut self.output.answers), self.decoder.counts().clone())
     }
 
+    pub fn forge(&self) -> Forge<'_> {
+        Forge(&*self.packer)
+    }
+
+    /// See [`Forge::adapter`].
+    pub fn adapter(&self, seed: u64, rank: usize, has: impl Fn(usize, Projection) -> bool) -> Arc<LoraAdapter> {
+        self.forge().adapter(seed, rank, has)
+    }
+}
+
+/// Makes adapters for any decoder.
+pub struct Forge<'p>(pub &'p dyn Packer);
+
+impl Forge<'_> {
     /// An adapter of `rank` on the projections that `has` names, of small seeded values.
     pub fn adapter(&self, seed: u64, rank: usize, has: impl Fn(usize, Projection) -> bool) -> Arc<LoraAdapter> {
+        self.adapter_with(seed, rank, has, |_, delta| delta)
+    }
+
+    /// DoRA with biases of rank 4 on every projection: all that is done to outputs.
+    pub fn turning(&self, seed: u64) -> Arc<LoraAdapter> {
+        self.adapter_with(seed, 4, |_, _| true, turned)
+    }
+
+    /// With each site's delta changed by `alter`.
+    fn adapter_with(
+        &self,
+        seed: u64,
+        rank: usize,
+        has: impl Fn(usize, Projection) -> bool,
+        alter: impl Fn(&mut Noise, SiteDelta) -> SiteDelta,
+    ) -> Arc<LoraAdapter> {
         let mut noise = Noise(seed);
-        let shape = self.packer.shape();
+        let shape = self.0.shape();
         let mut sites = Vec::new();
         for layer in 0..shape.layers {
             for projection in Projection::ALL.into_iter().filter(|projection| has(layer, *projection)) {
-                let (out, input) = shape.projection_shape(projection);
-                let a = noise.matrix(rank, input, 0.1);
-                let b = noise.matrix(out, rank, 0.1);
-                let scale = 0.5 + (seed % 4) as f32 / 2.0;
-                let delta = SiteDelta::LowRank { a, b, scale, lora_bias: None, base_bias: None, magnitude: None };
-                sites.push((Site::Layer { layer: layer as u16, projection }, delta));
+                let site = Site::Layer { layer: layer as u16, projection };
+                let delta = self.low_rank(&mut noise, site, rank, 0.5 + (seed % 4) as f32 / 2.0);
+                sites.push((site, alter(&mut noise, delta)));
             }
         }
-        let version = AdapterVersion(Digest::of(&seed.to_le_bytes()));
-        Arc::new(self.packer.pack(version, sites).expect("an adapter"))
+        self.packed(seed, sites)
     }
+
+    /// One adapter for each thing that can be done beside low ranks on projections: outputs turned, biases alone, and each change
+    /// of embedding and head.
+    pub fn kinds(&self) -> Vec<Arc<LoraAdapter>> {
+        let mut noise = Noise(77);
+        let (hidden, vocab) = (self.0.shape().hidden, self.0.shape().vocab);
+        let embedding = |noise: &mut Noise, magnitude| {
+            let (a, b) = (noise.matrix(4, vocab, 0.1), noise.matrix(hidden, 4, 0.1));
+            SiteDelta::EmbedLowRank { a, b, scale: 0.5, magnitude }
+        };
+        let bias = |noise: &mut Noise, site: Site| {
+            let outputs = self.0.shape().site_shape(site).expect("a site").0;
+            SiteDelta::Bias(noise.matrix(1, outputs, 0.1).values.to_f32())
+        };
+        let query = Site::Layer { layer: 0, projection: Projection::Query };
+        let head = self.low_rank(&mut noise, Site::Head, 4, 1.5);
+        let deltas = [
+            vec![(query, bias(&mut noise, query))],
+            vec![(Site::Embedding, embedding(&mut noise, None))],
+            vec![(Site::Embedding, embedding(&mut noise, Some(vec![5.0; hidden])))],
+            vec![(Site::Embedding, SiteDelta::Full(noise.matrix(vocab, hidden, 0.1)))],
+            vec![(Site::Head, self.low_rank(&mut noise, Site::Head, 4, 1.5))],
+            vec![(Site::Head, turned(&mut noise, head))],
+            vec![(Site::Head, SiteDelta::Full(noise.matrix(vocab, hidden, 0.1)))],
+            vec![(Site::Head, bias(&mut noise, Site::Head))],
+        ];
+        let kinds = (100u64..).zip(deltas).map(|(seed, sites)| self.packed(seed, sites));
+        [self.turning(1), self.turning(2)].into_iter().chain(kinds).collect()
+    }
+
+    fn low_rank(&self, noise: &mut Noise, site: Site, rank: usize, scale: f32) -> SiteDelta {
+        let (out, input) = self.0.shape().site_shape(site).expect("a site");
+        let (a, b) = (noise.matrix(rank, input, 0.1), noise.matrix(out, rank, 0.1));
+        SiteDelta::LowRank { a, b, scale, lora_bias: None, base_bias: None, magnitude: None }
+    }
+
+    fn packed(&self, seed: u64, sites: Vec<(Site, SiteDelta)>) -> Arc<LoraAdapter> {
+        let version = AdapterVersion(Digest::of(&seed.to_le_bytes()));
+        Arc::new(self.0.pack(version, sites).expect("an adapter"))
+    }
+}
+
+/// A low rank with all else that it can have.
+fn turned(noise: &mut Noise, delta: SiteDelta) -> SiteDelta {
+    let SiteDelta::LowRank { a, b, scale, .. } = delta else { return delta };
+    let mut vector = |least: f32| {
+        let values = noise.matrix(1, b.rows, 0.1).values.to_f32();
+        Some(values.into_iter().map(|value| least + value).collect::<Vec<f32>>())
+    };
+    let (lora_bias, base_bias, magnitude) = (vector(0.0), vector(0.0), vector(1.0));
+    SiteDelta::LowRank { a, b, scale, lora_bias, base_bias, magnitude }
 }
 
 /// Seeded values.

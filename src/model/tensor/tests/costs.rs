@@ -25,12 +25,15 @@ fn counted(bench: &mut Bench, adapters: &[Arc<LoraAdapter>], length: usize) -> C
 #[test]
 fn a_step_takes_as_many_operations_with_64_adapters_as_with_8() {
     let mut bench = Bench::open("llama", DType::F32);
-    let adapters: Vec<_> = (0..64).map(|seed| bench.adapter(seed, 4, every_site)).collect();
-    for length in [1, 3] {
-        let few = counted(&mut bench, &adapters[..8], length);
-        let many = counted(&mut bench, &adapters, length);
-        assert_eq!(few.by_kind(), many.by_kind(), "{length} rows for each adapter");
-        assert_eq!((few.uploads, few.downloads), (many.uploads, many.downloads));
+    let plain: Vec<_> = (0..64).map(|seed| bench.adapter(seed, 4, every_site)).collect();
+    let turning: Vec<_> = (0..64).map(|seed| bench.forge().turning(seed)).collect();
+    for (kind, adapters) in [("plain", plain), ("DoRA with biases", turning)] {
+        for length in [1, 3] {
+            let few = counted(&mut bench, &adapters[..8], length);
+            let many = counted(&mut bench, &adapters, length);
+            assert_eq!(few.by_kind(), many.by_kind(), "{kind}, {length} rows for each adapter");
+            assert_eq!((few.uploads, few.downloads), (many.uploads, many.downloads), "{kind}");
+        }
     }
 }
 
@@ -69,6 +72,21 @@ fn only_the_scores_asked_for_leave_the_device() {
     // A token, its log-probability, the entropy; an id and a log-probability for each alternative.
     let values: u64 = tops.iter().map(|top| 3 + 2 * u64::from(*top)).sum();
     assert_eq!((counts.downloads, counts.download_bytes, counts.undecided), (1, 4 * values, 0));
+}
+
+#[test]
+fn draws_beyond_the_candidates_take_their_rows_of_logits_and_are_counted() {
+    let mut bench = Bench::open("llama", DType::F32);
+    let mut batch = sequences(&[2; 6], 0);
+    // Half of this model's flat distribution lies beyond its 256 most likely tokens.
+    ask(&mut batch, |index| {
+        let (top_k, u) = if index % 3 == 0 { (0, 0.95) } else { (40, 0.4) };
+        Want::Sample(Box::new(crate::model::SampleAsk { top_k, u, temperature: 1.0, ..sample() }))
+    });
+    let (_, counts) = bench.run(&batch);
+    let (rows, beyond, vocab) = (6, 2, 512);
+    assert_eq!((counts.undecided, counts.downloads), (beyond, 2));
+    assert_eq!(counts.download_bytes, 4 * (3 * rows + u64::from(beyond) * vocab));
 }
 
 #[test]
@@ -122,11 +140,12 @@ fn masks_are_made_of_one_number_for_each_row_and_key() {
 #[test]
 fn adapters_in_one_step_answer_as_each_alone() {
     let mut bench = Bench::open("llama", DType::F32);
-    // Two ranks, some sites missing, rows from 1 to 34; then others in their places, and back.
-    let make = |bench: &Bench, seed: u64| match seed % 3 {
+    // Two ranks, some sites missing, some that turn outputs, rows from 1 to 34; then others in their places, and back.
+    let make = |bench: &Bench, seed: u64| match seed % 4 {
         0 => bench.adapter(seed, 4, every_site),
         1 => bench.adapter(seed, 8, |layer, projection| layer == 1 || projection != Projection::Key),
-        _ => bench.adapter(seed, 4, |_, projection| projection == Projection::Value),
+        2 => bench.adapter(seed, 4, |_, projection| projection == Projection::Value),
+        _ => bench.forge().turning(seed),
     };
     let adapters: Vec<_> = (0..24).map(|seed| make(&bench, seed)).collect();
     let rounds: [Vec<usize>; 4] =

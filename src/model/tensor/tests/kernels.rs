@@ -34,6 +34,12 @@ fn used() -> BTreeSet<String> {
                 add(&bench.run(&batch).1);
                 bench.decoder.set_paged(false);
             }
+            // Every other kind of adapter, each on a sequence of its own, and two that turn outputs in one step.
+            let kinds = bench.forge().kinds();
+            let mut batch = sequences(&vec![2; kinds.len()], 40);
+            assign(&mut batch, &kinds);
+            ask(&mut batch, |_| Want::Sample(Box::new(sample())));
+            add(&bench.run(&batch).1);
             // Others take the places of some, so that the rest no longer lie side by side.
             let mut batch = sequences(&[1; 4], 50);
             assign(&mut batch, &[0, 2, 4, 0].map(|index| adapters[index].clone()));

@@ -1,15 +1,18 @@
 //! The matrix kernels, on one thread: every encoding at 1 to 512 rows, every level of instructions beside the reference.
-//! And what goes before and after: quantization, norms, and the spread of logits.
+//! And what goes before and after: quantization, norms, the spread of logits, and, in `steps`, all the rest of a step.
 //!
 //! `cargo bench --bench kernels`. The shapes are the demo model's gate, down and head; K-quants, whose blocks hold 256 inputs,
 //! have the second only, where the reference is. One row is given in bytes of weights a second, which come from memory: each
 //! call takes the next of many copies. More rows are given in operations a second (an element is a multiplication or an
 //! addition).
 
+mod steps;
+
 use std::{hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tunegate::kernels::{
+    caches,
     dequant::Encoding,
     isa::Isa,
     matmul::{panel_f32, panel_int8},
@@ -40,8 +43,11 @@ const SHAPES: [(usize, usize, &[usize]); 3] = [
     (576, 49_152, &[1, 2, 4, 8, 16]),
 ];
 
-/// More than caches hold.
-const ROTATED_BYTES: usize = 160 << 20;
+/// Bytes of copies that are taken in turns: more than caches hold, as far as there is memory for them.
+fn rotated_bytes() -> usize {
+    const LEAST: usize = 256 << 20;
+    caches::beyond().unwrap_or(LEAST)
+}
 
 #[derive(Clone, Copy, PartialEq)]
 enum Activations {
@@ -110,7 +116,7 @@ fn products(criterion: &mut Criterion) {
     for (inputs, outputs, all_rows) in SHAPES {
         let mut group = criterion.benchmark_group(format!("product_{inputs}x{outputs}"));
         for encoding in ENCODINGS.into_iter().filter(|encoding| inputs.is_multiple_of(encoding.block_values())) {
-            let copies = copies(encoding, outputs, inputs, ROTATED_BYTES);
+            let copies = copies(encoding, outputs, inputs, rotated_bytes());
             let mut next = (0..copies.len()).cycle();
             let mut bench = |name: &str, isa: Isa, activations: Activations, rows: usize| {
                 let activations_of = Rows::new(rows, inputs);
@@ -186,5 +192,6 @@ fn short() -> Criterion {
     Criterion::default().sample_size(10).warm_up_time(brief / 4).measurement_time(brief).without_plots()
 }
 
-criterion_group! { name = benches; config = short(); targets = products, quantization, spread }
+criterion_group! { name = benches; config = short(); targets = products, quantization, spread,
+steps::shrinking, steps::expanding, steps::attention, steps::storing, steps::gating, steps::drawing }
 criterion_main!(benches);
