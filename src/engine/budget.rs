@@ -18,12 +18,15 @@ pub struct StepBudget {
 }
 
 /// What shares a step with prompts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Beside {
     Nothing,
-    Answers,
-    /// Answers of lanes that have had their part, and a prompt of one that has not.
-    AnswersOfOthers,
+    Answers {
+        /// How many prompts there are for each answer.
+        prompts: f64,
+        /// Whether a prompt is of a lane that has not had its part, unlike the answers.
+        newcomer: bool,
+    },
 }
 
 impl StepBudget {
@@ -33,7 +36,10 @@ impl StepBudget {
     /// the time is then theirs, and answers come at half their pace.
     const BESIDE: f64 = 2.0;
     /// The same where the prompt is of a lane that has had next to nothing lately: its first token comes before the others' pace.
-    const FOR_NEWCOMERS: f64 = 3.0;
+    const FOR_NEWCOMERS: f64 = 4.0;
+    /// A step may take longer where more prompts are read than answers run, in that proportion and up to so many times: more wait
+    /// for a first token than for a next one, and a larger chunk is read at less cost a row.
+    const CROWD: f64 = 4.0;
     /// So many times as long may a step be that nobody waits for: somebody new may want to join, and a step cannot be left.
     const ALONE: f64 = 8.0;
 
@@ -53,8 +59,10 @@ impl StepBudget {
         }
         let seconds = |rows| self.cost.seconds(load(rows));
         let budget = match beside {
-            Beside::Answers => self.target.max(Self::BESIDE * seconds(0)),
-            Beside::AnswersOfOthers => self.target.max(Self::FOR_NEWCOMERS * seconds(0)),
+            Beside::Answers { prompts, newcomer } => {
+                let longer = if newcomer { Self::FOR_NEWCOMERS } else { Self::BESIDE };
+                self.target.max(longer * seconds(0)) * prompts.clamp(1.0, Self::CROWD)
+            }
             Beside::Nothing => Self::ALONE * self.target.max(Self::BESIDE * seconds(0)),
         };
         // However slow the steps are, a prompt goes on.
@@ -99,9 +107,12 @@ mod tests {
         budget
     }
 
+    fn beside(answers: usize, prompts: f64, newcomer: bool) -> Beside {
+        if answers > 0 { Beside::Answers { prompts, newcomer } } else { Beside::Nothing }
+    }
+
     fn rows(budget: &StepBudget, answers: usize, most: usize) -> usize {
-        let beside = if answers > 0 { Beside::Answers } else { Beside::Nothing };
-        budget.rows(beside, most, |rows| load(answers, rows))
+        budget.rows(beside(answers, 1.0, false), most, |rows| load(answers, rows))
     }
 
     #[test]
@@ -121,8 +132,17 @@ mod tests {
     #[test]
     fn a_newcomer_has_more_of_a_step() {
         let budget = learned(5, 20);
-        let found = budget.rows(Beside::AnswersOfOthers, 512, |rows| load(20, rows));
-        assert!((56..=64).contains(&found), "{found}: twice the 30 ms of the answers");
+        let found = budget.rows(beside(20, 0.1, true), 512, |rows| load(20, rows));
+        assert!((85..=95).contains(&found), "{found}: three times the 30 ms of the answers");
+    }
+
+    #[test]
+    fn the_more_wait_for_a_first_token_the_longer_is_a_step() {
+        let budget = learned(20, 2);
+        let found = |prompts| budget.rows(beside(2, prompts, false), 512, |rows| load(2, rows));
+        assert_eq!(found(0.5), found(1.0));
+        assert!((43..=53).contains(&found(2.5)), "{}: 60 ms hold 12 ms of answers and 48 rows", found(2.5));
+        assert_eq!(found(4.0), found(7.0), "but not without end");
     }
 
     #[test]
@@ -142,7 +162,7 @@ mod tests {
             budget.learn(load(1, 16), 16, Duration::from_secs(5));
         }
         let dear = |rows| StepLoad { rows, positions: 1_000_000 * rows, ..load(1, 0) };
-        assert_eq!(budget.rows(Beside::Answers, 512, dear), 1);
-        assert_eq!(budget.rows(Beside::Answers, 0, dear), 0);
+        assert_eq!(budget.rows(beside(1, 1.0, false), 512, dear), 1);
+        assert_eq!(budget.rows(beside(1, 1.0, false), 0, dear), 0);
     }
 }

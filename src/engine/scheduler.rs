@@ -339,10 +339,12 @@ impl Scheduler {
             single.iter().copied().chain(prompts).collect::<Vec<_>>()
         };
         let left = self.max_rows - single.len();
-        let beside = match prompts.iter().any(|&(index, _)| self.ledger.is_new(&lane(index))) {
-            _ if single.is_empty() => Beside::Nothing,
-            true => Beside::AnswersOfOthers,
-            false => Beside::Answers,
+        let beside = match single.len() {
+            0 => Beside::Nothing,
+            answers => Beside::Answers {
+                prompts: prompts.len() as f64 / answers as f64,
+                newcomer: prompts.iter().any(|&(index, _)| self.ledger.is_new(&lane(index))),
+            },
         };
         let rows = match prompts.is_empty() {
             true => 0,

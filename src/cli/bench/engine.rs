@@ -73,6 +73,8 @@ struct Workload {
     rows: usize,
     /// Drawn at random, from the most likely tokens.
     drawn: bool,
+    /// Rows of a long prompt beside them, which has been read up to [`DEEP`].
+    beside: usize,
 }
 
 /// All that was measured.
@@ -102,7 +104,8 @@ pub fn run(args: &EngineArgs) -> Result<(), String> {
         println!("{machine}");
     }
     let many = usize::from(args.streams);
-    let decode = |name: String, streams, adapters| Workload { name, streams, adapters, rows: 1, drawn: false };
+    let decode =
+        |name: String, streams, adapters| Workload { name, streams, adapters, rows: 1, drawn: false, beside: 0 };
     let few = SOME_ADAPTERS.min(many);
     let mut workloads = vec![
         decode("1 stream, base".to_owned(), 1, 0),
@@ -118,6 +121,7 @@ pub fn run(args: &EngineArgs) -> Result<(), String> {
         Workload { drawn: true, ..decode("1 stream, drawn".to_owned(), 1, 0) },
         Workload { drawn: true, ..decode(format!("{many} streams, drawn"), many, 0) },
         Workload { rows: 512, ..decode("prompt, 512 rows a step".to_owned(), 1, 0) },
+        Workload { beside: 16, ..decode(format!("{many} streams, 16 prompt rows"), many, 0) },
     ]);
     let mut all = Vec::new();
     for workload in &workloads {
@@ -157,6 +161,8 @@ struct Desk {
 
 const BLOCK_TOKENS: usize = 32;
 const PROMPT_ROWS: usize = 512;
+/// How much of a long prompt has been read where rows of one are beside answers.
+const DEEP: usize = 2048;
 
 impl Desk {
     fn open(args: &EngineArgs) -> Result<Self, String> {
@@ -164,6 +170,7 @@ impl Desk {
         let shape = model::shape_of(&source).map_err(|error| error.to_string())?;
         let (prompt, steps) = (usize::from(args.prompt_tokens), usize::from(args.steps));
         let blocks_each = (prompt + steps).max(PROMPT_ROWS).div_ceil(BLOCK_TOKENS);
+        let blocks_deep = (DEEP + PROMPT_ROWS).div_ceil(BLOCK_TOKENS);
         let position = 2 * shape.layers * shape.kv_heads * shape.head_dim * size_of::<f32>();
         let isa = Isa::named(&args.cpu_instructions).map_err(|error| format!("--cpu-instructions: {error}"))?;
         let (threads, pin) = (args.cpu_threads, args.cpu_pin);
@@ -171,9 +178,9 @@ impl Desk {
         let options = LoadOptions {
             device: DeviceChoice::Cpu,
             dtype: None,
-            kv_bytes: (position * blocks_each * BLOCK_TOKENS * usize::from(args.streams)) as u64,
+            kv_bytes: (position * BLOCK_TOKENS * (blocks_each * usize::from(args.streams) + blocks_deep)) as u64,
             block_tokens: BLOCK_TOKENS,
-            max_model_len: Some(blocks_each * BLOCK_TOKENS),
+            max_model_len: Some(blocks_each.max(blocks_deep) * BLOCK_TOKENS),
             cpu,
         };
         let began = Instant::now();
@@ -195,6 +202,11 @@ impl Desk {
                 self.forward(&batch)?;
             }
         }
+        for position in (0..if workload.beside > 0 { DEEP } else { 0 }).step_by(PROMPT_ROWS) {
+            let mut batch = Batch::default();
+            self.extend(&mut batch, workload.streams, position, PROMPT_ROWS);
+            self.forward(&batch)?;
+        }
         let steps = if answers { self.steps } else { 5 };
         let mut seconds = Vec::with_capacity(steps);
         self.loaded.decoder.take_timings();
@@ -210,7 +222,7 @@ impl Desk {
         let position = if answers { self.prompt + steps / 2 } else { 0 };
         let needs = self.loaded.decoder.needs(&self.batch(workload, position)).map_err(|error| error.to_string())?;
         seconds.sort_by(f64::total_cmp);
-        let rows = (workload.streams * workload.rows) as f64;
+        let rows = (workload.streams * workload.rows + workload.beside) as f64;
         let median = seconds[seconds.len() / 2];
         Ok(Figures {
             workload: workload.name.clone(),
@@ -228,6 +240,10 @@ impl Desk {
             let want = if workload.drawn { drawn(stream, position) } else { greedy() };
             batch.asks.push(RowAsk { row: batch.rows() as u32 - 1, want });
         }
+        if workload.beside > 0 {
+            // The same rows in every step: they are written where they were.
+            self.extend(&mut batch, workload.streams, DEEP, workload.beside);
+        }
         for (place, weights) in self.adapters.iter().take(workload.adapters).enumerate() {
             let rows = (place..workload.streams).step_by(workload.adapters).map(|row| row as u32).collect();
             batch.adapters.push(AdapterRows { rows, weights: Arc::clone(weights) });
@@ -244,7 +260,8 @@ impl Desk {
             batch.positions.push(position as u32);
         }
         let first_block = (stream * self.blocks_each) as u32;
-        let blocks = (first_block..first_block + self.blocks_each as u32).collect();
+        let count = (position + rows).div_ceil(BLOCK_TOKENS).max(self.blocks_each);
+        let blocks = (first_block..first_block + count as u32).collect();
         batch.sequences.push(SequenceRows { first_row, rows: rows as u32, blocks });
     }
 
