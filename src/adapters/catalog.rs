@@ -178,9 +178,21 @@ impl Named {
         }
     }
 
+    /// Where a version came from when the name got it.
+    pub fn source_of(&self, version: AdapterVersion) -> Option<String> {
+        let brought = |step: &&Step| match step.operation {
+            Operation::Load | Operation::Replace | Operation::Settings | Operation::Import => {
+                step.version == Some(version)
+            }
+            Operation::Rollback | Operation::Unload | Operation::Release => false,
+        };
+        self.steps.iter().rev().find(brought)?.source.clone()
+    }
+
     /// The versions of the last `count` steps that moved the name, and the one in force.
     pub fn recent(&self, count: usize) -> impl Iterator<Item = AdapterVersion> {
-        let moves = self.steps.iter().rev().filter(|step| step.operation != Operation::Settings);
+        let stays = |step: &&Step| matches!(step.operation, Operation::Settings | Operation::Release);
+        let moves = self.steps.iter().rev().filter(|step| !stays(step));
         moves.take(count).filter_map(|step| step.version).chain(self.row.version)
     }
 }
@@ -253,8 +265,19 @@ mod tests {
     }
 
     #[test]
+    fn a_version_came_from_where_it_was_brought_from_last() {
+        use Operation::{Load, Release, Replace, Rollback};
+        let mut named = named(&[(Load, Some(1)), (Replace, Some(2)), (Rollback, Some(1)), (Release, Some(1))]);
+        for (number, step) in named.steps.iter_mut().enumerate() {
+            step.source = Some(number.to_string());
+        }
+        let from = |byte: u8| named.source_of(AdapterVersion(Digest::of(&[byte])));
+        assert_eq!((from(1).as_deref(), from(2).as_deref(), from(3)), (Some("0"), Some("1"), None));
+    }
+
+    #[test]
     fn one_step_back_goes_further_back_each_time() {
-        use Operation::{Load, Replace, Rollback, Settings, Unload};
+        use Operation::{Load, Release, Replace, Rollback, Settings, Unload};
         let back = |steps: &[(Operation, Option<u8>)]| named(steps).one_step_back();
         let version = |byte: u8| Some(AdapterVersion(Digest::of(&[byte])));
         let three = [(Load, Some(1)), (Replace, Some(2)), (Replace, Some(3))];
@@ -262,8 +285,8 @@ mod tests {
         assert_eq!(back(&three), version(2));
         let once = [three.as_slice(), &[(Rollback, Some(2))]].concat();
         assert_eq!(back(&once), version(1), "not forth again");
-        let settled = [once.as_slice(), &[(Settings, Some(2))]].concat();
-        assert_eq!(back(&settled), version(1), "a pin is no step");
+        let settled = [once.as_slice(), &[(Settings, Some(2)), (Release, Some(2))]].concat();
+        assert_eq!(back(&settled), version(1), "a pin and the end of a hold are no steps");
         let twice = [once.as_slice(), &[(Rollback, Some(1))]].concat();
         assert_eq!(back(&twice), None);
         let forth = [twice.as_slice(), &[(Rollback, Some(3))]].concat();

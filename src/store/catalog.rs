@@ -53,12 +53,15 @@ pub enum Operation {
     Unload,
     /// Its version stayed; who manages it, its hold or its pin changed.
     Settings,
+    /// Its version stayed; its hold ended.
+    Release,
     /// Taken over from the histories that earlier builds kept as files.
     Import,
 }
 
 impl Operation {
-    const ALL: [Self; 6] = [Self::Load, Self::Replace, Self::Rollback, Self::Unload, Self::Settings, Self::Import];
+    const ALL: [Self; 7] =
+        [Self::Load, Self::Replace, Self::Rollback, Self::Unload, Self::Settings, Self::Release, Self::Import];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -67,6 +70,7 @@ impl Operation {
             Self::Rollback => "rollback",
             Self::Unload => "unload",
             Self::Settings => "settings",
+            Self::Release => "release",
             Self::Import => "import",
         }
     }

@@ -49,12 +49,22 @@ pub fn change(answer: &Value) -> String {
         (true, false, true) => format!("{name} is still {now}"),
         (true, false, false) => format!("{name} is {now}; it was {}", short(was)),
     };
-    for (key, mark) in [("pinned", "; pinned"), ("hold", "; on hold, until its file may move it again")] {
+    let hold = format!("; on hold: its file leaves it alone until `tunegate adapter release {name}`");
+    for (key, mark) in [("pinned", "; pinned"), ("hold", &hold)] {
         if answer[key] == true {
             line.push_str(mark);
         }
     }
     line + "\n"
+}
+
+/// A name whose hold was to end.
+pub fn released(answer: &Value) -> String {
+    let name = text(&answer["id"]);
+    if answer["changed"] == true {
+        return format!("{name} is not on hold any more; the file of desired adapters may move it\n");
+    }
+    format!("{name} was not on hold\n")
 }
 
 /// A name's versions, then its steps, the latest first.
@@ -204,6 +214,8 @@ mod tests {
         assert_eq!(line(json!({"changed": false})), "a is bbbbbbbbbbbb, as before\n");
         assert_eq!(line(json!({"status": "unloaded", "was": "c".repeat(64)})), "a is unloaded; it was cccccccccccc\n");
         assert!(line(json!({"hold": true})).contains("on hold"));
+        assert!(released(&json!({"id": "a", "changed": true})).contains("not on hold any more"));
+        assert_eq!(released(&json!({"id": "a", "changed": false})), "a was not on hold\n");
     }
 
     #[test]

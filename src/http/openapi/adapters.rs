@@ -30,6 +30,7 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
         "expected_version": expected, "why": why,
     });
     add("RollbackRequest", object(back, &[]));
+    add("ReleaseRequest", object(json!({"expected_version": expected, "why": why}), &[]));
     add("CheckRequest", object(json!({"lora_path": path}), &["lora_path"]));
     let refusal = object(json!({"code": text(), "subject": text(), "reason": text()}), &["code", "subject", "reason"]);
     let refusals = json!({"type": "array", "items": refusal});
@@ -111,7 +112,7 @@ fn adapter(refusals: &Value) -> Value {
         "last_used": maybe_count, "load": load, "trial": trial,
     });
     let step = json!({
-        "at": count(), "operation": {"enum": ["load", "replace", "rollback", "unload", "settings", "import"]},
+        "at": count(), "operation": {"enum": ["load", "replace", "rollback", "unload", "settings", "release", "import"]},
         "version": maybe_text(), "managed_by": text(), "who": text(), "why": maybe_text(), "source": maybe_text(),
     });
     object(
