@@ -171,12 +171,15 @@ settings! {
     /// Largest rank that is accepted (default: 512)
     #[arg(long, value_name = "RANK", help_heading = "Adapters")]
     max_lora_rank: usize,
-    /// Adapters kept in memory; as many as --adapter-memory-bytes holds by default
+    /// Adapters kept in host memory: on a GPU copies of those loaded, on a CPU all; as many as the bytes hold by default
     #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
     max_cpu_loras: usize,
-    /// Memory for adapters (default: 4GiB)
+    /// Memory for adapters where they are computed with, the device's (default: 4GiB)
     #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
     adapter_memory_bytes: Bytes,
+    /// Host memory for copies of adapters, from which they come back to a GPU without disk; 0 keeps none; 4GiB with a GPU
+    #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
+    adapter_host_bytes: Bytes,
     /// Largest adapter file (default: 2GiB)
     #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
     max_adapter_file_bytes: Bytes,

@@ -80,8 +80,10 @@ pub struct AdapterConfig {
     pub max_vault_bytes: Option<u64>,
     /// The largest rank that is accepted.
     pub max_lora_rank: usize,
-    /// Adapters kept in memory, where a count is wanted beside the bytes.
+    /// Adapters kept in host memory, where a count is wanted beside the bytes: on a GPU the copies there, on a CPU all.
     pub max_cpu_loras: Option<usize>,
+    /// Bytes of copies of packed adapters in host memory, beside a device with its own; 0: none are kept.
+    pub max_host_bytes: u64,
     /// Bytes of packed adapters in memory, leased ones included.
     pub max_bytes: u64,
     /// Largest `adapter_model.safetensors`, in bytes.
@@ -110,6 +112,7 @@ impl Default for AdapterConfig {
             max_vault_bytes: None,
             max_lora_rank: 512,
             max_cpu_loras: None,
+            max_host_bytes: 0,
             max_bytes: 4 << 30,
             max_file_bytes: 2 << 30,
             sources: Vec::new(),

@@ -331,7 +331,7 @@ impl Check<'_> {
         };
         ModelConfig {
             path,
-            device: said.device.map_or(Device::Cpu, |DeviceName(device)| device),
+            device: self.device(),
             dtype: said.dtype.and_then(|DtypeName(dtype)| dtype),
             kv_bytes: self.bytes("kv_cache_memory_bytes", said.kv_cache_memory_bytes, 1 << 30, 1 << 20),
             block_tokens,
@@ -394,6 +394,11 @@ impl Check<'_> {
             prefix_caching: said.enable_prefix_caching != Some(Switch(false)),
             stall: Duration::from_secs(self.at_least("stall_timeout", said.stall_timeout, 60, 1)),
         }
+    }
+
+    /// The device that computes.
+    fn device(&self) -> Device {
+        self.settings.said.device.map_or(Device::Cpu, |DeviceName(device)| device)
     }
 
     fn limits(&mut self) -> LimitsConfig {

@@ -9,5 +9,6 @@ mod mutations;
 mod planted;
 mod publishing;
 mod store;
+mod tiers;
 mod trial;
 mod under_traffic;

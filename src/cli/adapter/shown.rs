@@ -73,7 +73,8 @@ pub fn history(answer: &Value) -> String {
         vec![["VERSION", "TIER", "BYTES", "ON DISK", "LEASES", "LAST USED", "LOAD MS", ""].map(str::to_owned)];
     for version in answer["versions"].as_array().into_iter().flatten() {
         let load = &version["load"];
-        let ms: Option<f64> = ["read_ms", "check_ms", "pack_ms"].into_iter().map(|stage| load[stage].as_f64()).sum();
+        let ms: Option<f64> =
+            ["read_ms", "check_ms", "pack_ms", "place_ms"].into_iter().map(|stage| load[stage].as_f64()).sum();
         rows.push([
             short(&version["version"]),
             text(&version["tier"]),

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::Check;
 use crate::{
     config::{
-        AdapterConfig, DEFAULT_REGION, FetchConfig, FollowConfig, HubConfig, S3Keys, Secret, SourceConfig, source,
-        value::Switch,
+        AdapterConfig, DEFAULT_REGION, Device, FetchConfig, FollowConfig, HubConfig, S3Keys, Secret, SourceConfig,
+        source, value::Switch,
     },
     terms::AdapterName,
 };
@@ -50,6 +50,12 @@ impl Check<'_> {
         if !wanted && given {
             self.fault("enable_lora", "it is false, but adapters are given");
         }
+        // On a CPU adapters are computed with in host memory: copies there are for whoever tries out a GPU's tiers.
+        let on_cpu = self.device() == Device::Cpu;
+        let host_bytes = if on_cpu { 0 } else { default.max_bytes };
+        if !on_cpu && said.max_cpu_loras.is_some() && said.adapter_host_bytes.is_some_and(|bytes| bytes.0 == 0) {
+            self.fault("adapter_host_bytes", "it is 0, but --max-cpu-loras asks for copies in host memory");
+        }
         AdapterConfig {
             dirs: if wanted { dirs } else { Vec::new() },
             modules,
@@ -62,6 +68,7 @@ impl Check<'_> {
             max_vault_bytes: said.adapter_vault_bytes.map(|bytes| bytes.0),
             max_lora_rank: self.at_least("max_lora_rank", said.max_lora_rank, default.max_lora_rank, 1),
             max_cpu_loras: said.max_cpu_loras.map(|count| self.at_least("max_cpu_loras", Some(count), 1, 1)),
+            max_host_bytes: said.adapter_host_bytes.map_or(host_bytes, |bytes| bytes.0),
             max_bytes: self.bytes("adapter_memory_bytes", said.adapter_memory_bytes, default.max_bytes, 1 << 20),
             max_file_bytes: self.bytes(
                 "max_adapter_file_bytes",

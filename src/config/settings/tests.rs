@@ -94,6 +94,19 @@ fn the_help_tells_the_defaults_that_hold() {
 }
 
 #[test]
+fn copies_in_host_memory_are_for_a_device_with_a_memory_of_its_own() {
+    let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
+    let host = |line: &[&str]| settled(line).expect("settled").adapters.max_host_bytes;
+    assert_eq!((host(&[]), host(&["--device", "cuda"])), (0, 4 << 30));
+    assert_eq!(host(&["--device", "cuda", "--adapter-host-bytes", "0"]), 0);
+    assert_eq!(host(&["--adapter-host-bytes", "1GiB"]), 1 << 30, "whoever tries the tier out on a CPU");
+    assert_eq!(host(&["--device", "metal", "--adapter-host-bytes", "1GiB", "--max-cpu-loras", "3"]), 1 << 30);
+    let line = ["--device", "cuda", "--adapter-host-bytes", "0", "--max-cpu-loras", "3"];
+    let faults = settled(&line).expect_err("a fault");
+    assert_eq!(faults[0].place, "--adapter-host-bytes");
+}
+
+#[test]
 fn what_computes_on_a_cpu_is_settled() {
     let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
     let default = settled(&[]).expect("settled").model.cpu;

@@ -150,7 +150,11 @@ pub async fn list(State(app): State<AppState>, Extension(identity): Extension<Id
             data.push(AdapterBody::refused(name, refusals, adapters));
         }
     }
-    let memory = json!({"bytes": adapters.resident().bytes, "limit_bytes": app.max_adapter_bytes()});
+    let resident = adapters.resident();
+    // Null where adapters are computed with in host memory: there is no tier between that and the disk.
+    let host =
+        resident.host.map(|host| json!({"count": host.count, "bytes": host.bytes, "limit_bytes": host.limit_bytes}));
+    let memory = json!({"bytes": resident.bytes, "limit_bytes": app.max_adapter_bytes(), "host": host});
     let followed = app.gateway().reports().borrow().clone();
     let base = json!({"id": app.gateway().base_name(), "digest": adapters.base()});
     let list = json!({"object": "list", "data": data, "memory": memory, "followed": followed, "base": base});
