@@ -3,6 +3,7 @@
 //! The structs here are settled values, as the rooms use them; layering, flags and the TOML form live beside them.
 
 mod layer;
+mod s3;
 mod settings;
 mod source;
 mod value;
@@ -12,9 +13,10 @@ mod vllm_flags;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use layer::Layer;
+pub use s3::{AWS_VARIABLES, ContainerRole, S3Credentials, S3Keys, WebIdentity};
 pub use settings::{Fault, LogFormat, Settings};
 pub use source::{
-    DEFAULT_REGION, FetchConfig, FollowConfig, HubConfig, S3Keys, S3Place, Secret, SourceConfig, SourcePlace, ip_of,
+    DEFAULT_REGION, FetchConfig, FollowConfig, HubConfig, S3Place, Secret, SourceConfig, SourcePlace, ip_of,
     parse as parse_source,
 };
 
@@ -90,7 +92,7 @@ pub struct AdapterConfig {
     pub max_file_bytes: u64,
     /// Places that adapters are fetched from.
     pub sources: Vec<SourceConfig>,
-    pub s3_keys: Option<S3Keys>,
+    pub s3: S3Credentials,
     pub hub: HubConfig,
     /// Certificates that sources may be known by, beside the well-known ones.
     pub ca_file: Option<PathBuf>,
@@ -116,7 +118,7 @@ impl Default for AdapterConfig {
             max_bytes: 4 << 30,
             max_file_bytes: 2 << 30,
             sources: Vec::new(),
-            s3_keys: None,
+            s3: S3Credentials::default(),
             hub: HubConfig::default(),
             ca_file: None,
             fetch: FetchConfig::default(),

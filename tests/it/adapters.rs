@@ -8,6 +8,7 @@ mod healthy;
 mod mutations;
 mod planted;
 mod publishing;
+mod roles;
 mod store;
 mod tiers;
 mod trial;

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::Check;
 use crate::{
     config::{
-        AdapterConfig, DEFAULT_REGION, Device, FetchConfig, FollowConfig, HubConfig, S3Keys, Secret, SourceConfig,
-        source, value::Switch,
+        AdapterConfig, DEFAULT_REGION, Device, FetchConfig, FollowConfig, HubConfig, S3Credentials, Secret,
+        SourceConfig, source, value::Switch,
     },
     terms::AdapterName,
 };
@@ -42,6 +42,9 @@ impl Check<'_> {
             }
         }
         let sources = self.sources();
+        // A role that other programs here use is none of this server's affair.
+        let to_s3 = sources.iter().any(|source| matches!(source.place, SourcePlace::S3(_)));
+        let s3 = if to_s3 { self.s3_credentials() } else { S3Credentials::default() };
         let given = said.adapter_dir.is_some()
             || said.lora_modules.is_some()
             || said.adapter_root.is_some()
@@ -77,7 +80,7 @@ impl Check<'_> {
                 1 << 10,
             ),
             sources,
-            s3_keys: self.s3_keys(),
+            s3,
             hub: self.hub(),
             ca_file: said.adapter_ca_file.clone(),
             fetch: self.fetch(),
@@ -99,26 +102,6 @@ impl Check<'_> {
             }
         }
         sources
-    }
-
-    fn s3_keys(&mut self) -> Option<S3Keys> {
-        let said = &self.settings.said;
-        match (&said.s3_access_key_id, &said.s3_secret_access_key) {
-            (Some(id), Some(secret)) => Some(S3Keys {
-                access_key_id: id.clone(),
-                secret_access_key: Secret(secret.clone()),
-                session_token: said.s3_session_token.clone().map(Secret),
-            }),
-            (None, None) => None,
-            (Some(_), None) => {
-                self.fault("s3_access_key_id", "--s3-secret-access-key belongs to it");
-                None
-            }
-            (None, Some(_)) => {
-                self.fault("s3_secret_access_key", "--s3-access-key-id belongs to it");
-                None
-            }
-        }
     }
 
     fn hub(&mut self) -> HubConfig {
