@@ -9,7 +9,7 @@ use std::{
 use super::{AdapterCard, AdapterError, Refusal, faults::shown};
 use crate::{
     store::{NameRow, Operation, Step},
-    terms::{AdapterName, AdapterVersion},
+    terms::{AdapterName, AdapterVersion, Digest},
 };
 
 /// Names and versions of one server.
@@ -60,6 +60,13 @@ impl Catalog {
         let mut steps = self.names.remove(row.name.as_str()).map(|named| named.steps).unwrap_or_default();
         steps.push(step);
         self.put(Named { row, steps, serving });
+    }
+
+    /// What a name that is known serves from now on.
+    pub fn serve(&mut self, name: &AdapterName, serving: Option<Serving>) {
+        if let Some(named) = self.names.remove(name.as_str()) {
+            self.put(Named { serving, ..named });
+        }
     }
 
     pub fn refuse(&mut self, name: String, refusals: Vec<Refusal>) {
@@ -189,6 +196,17 @@ impl Named {
         self.steps.iter().rev().find(brought)?.source.clone()
     }
 
+    /// The base on which the name got a version last, where that is written down.
+    pub fn base_of(&self, version: AdapterVersion) -> Option<Digest> {
+        let brought = |step: &&Step| match step.operation {
+            Operation::Load | Operation::Replace | Operation::Rollback | Operation::Import => {
+                step.version == Some(version)
+            }
+            Operation::Unload | Operation::Settings | Operation::Release => false,
+        };
+        self.steps.iter().rev().find(brought)?.base
+    }
+
     /// The versions of the last `count` steps that moved the name, and the one in force.
     pub fn recent(&self, count: usize) -> impl Iterator<Item = AdapterVersion> {
         let stays = |step: &&Step| matches!(step.operation, Operation::Settings | Operation::Release);
@@ -225,7 +243,7 @@ fn edit_distance(wanted: &[char], name: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{store::ManagedBy, terms::Digest};
+    use crate::store::ManagedBy;
 
     #[test]
     fn the_nearest_name_takes_the_fewest_changes() {
@@ -251,6 +269,7 @@ mod tests {
             who: String::new(),
             why: None,
             source: None,
+            base: None,
         };
         let row = NameRow {
             name: AdapterName::parse("a").unwrap(),

@@ -182,7 +182,14 @@ impl Gateway {
     /// Which weights would answer to `model`, for callers that list or look up models.
     pub fn route(&self, model: &str, caller: &Caller) -> Result<Route, AskError> {
         let parts = &self.0.parts;
-        route::choose(model, caller, &parts.settings.base_names, &parts.adapters)
+        let route = route::choose(model, caller, &parts.settings.base_names, &parts.adapters)?;
+        match &route {
+            Route::Adapter { name, version } => match parts.publisher.objection(name, *version) {
+                Some(error) => Err(error.into()),
+                None => Ok(route),
+            },
+            Route::Base => Ok(route),
+        }
     }
 
     /// The base's name as answers echo it.

@@ -4,6 +4,7 @@
 mod configured;
 mod proof;
 mod request;
+mod restored;
 
 use std::{
     collections::HashMap,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::terms::{AdapterName, AdapterVersion};
+use crate::terms::{AdapterName, AdapterVersion, Digest};
 
 /// Who is in charge of a name. A later one in this order may take a name over from an earlier one, never the other way
 /// round; an administrator may move any name, and what he does to a name of the desired-state file puts it on hold.
@@ -110,6 +110,8 @@ pub struct Step {
     pub who: String,
     pub why: Option<String>,
     pub source: Option<String>,
+    /// The base of the server that did it; `None` in what earlier builds wrote.
+    pub base: Option<Digest>,
 }
 
 /// A change of one name, applied only if the name still has the version that the caller saw.

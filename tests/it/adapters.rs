@@ -8,6 +8,7 @@ mod healthy;
 mod mutations;
 mod planted;
 mod publishing;
+mod rebased;
 mod roles;
 mod store;
 mod tiers;

@@ -114,6 +114,8 @@ struct StepBody {
     who: String,
     why: Option<String>,
     source: Option<String>,
+    /// Of the server that did it.
+    base: Option<Digest>,
 }
 
 impl AdapterBody {
@@ -297,6 +299,7 @@ impl StepBody {
             who: step.who.clone(),
             why: step.why.clone(),
             source: step.source.clone(),
+            base: step.base,
         }
     }
 }

@@ -122,6 +122,7 @@ fn adapter(refusals: &Value) -> Value {
     let step = json!({
         "at": count(), "operation": {"enum": ["load", "replace", "rollback", "unload", "settings", "release", "import"]},
         "version": maybe_text(), "managed_by": text(), "who": text(), "why": maybe_text(), "source": maybe_text(),
+        "base": maybe_text(),
     });
     object(
         json!({
