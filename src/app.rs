@@ -144,6 +144,7 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
         loaded.base,
         Arc::clone(metrics),
     )?;
+    notes.extend(host_note(config.adapters.max_host_bytes, adapters.store.resident().host.is_some()));
     let journal = Journal::open(store, &config.record, Arc::clone(metrics))?;
     let (engine, thread) = engine::spawn(loaded.decoder, config.engine.clone(), Arc::clone(metrics));
     let trial = config.adapters.trial.then(|| Trial::new(engine.clone(), Arc::clone(&text), Arc::clone(metrics)));
@@ -217,6 +218,20 @@ fn memory_note(weight_bytes: u64, kv: KvShape, adapter_bytes: u64) -> String {
         mib((kv.blocks * kv.block_bytes) as u64),
         mib(adapter_bytes),
     )
+}
+
+/// What is to be said of the tier between the device and the disk.
+fn host_note(bytes: u64, there: bool) -> Option<String> {
+    match (bytes, there) {
+        (0, _) => None,
+        (_, true) => Some(format!(
+            "host memory: up to {} MiB of copies of adapters (--adapter-host-bytes)",
+            bytes.div_ceil(1 << 20)
+        )),
+        (_, false) => Some(
+            "--adapter-host-bytes makes no difference: on a CPU adapters are computed with in host memory".to_owned(),
+        ),
+    }
 }
 
 /// The database of a data directory.

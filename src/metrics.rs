@@ -52,12 +52,16 @@ pub struct Metrics {
     pub adapter_bytes: IntGauge,
     pub adapter_loads: IntCounterVec,
     pub adapter_load_seconds: Histogram,
-    /// By stage: read, hash, check, pack.
+    /// By stage: read, hash, check, pack; or place, from host memory.
     pub adapter_load_stage_seconds: HistogramVec,
-    /// Requests for an adapter, by where its weights were: memory, loading, disk.
+    /// Requests for an adapter, by where its weights were: memory, loading, host, disk.
     pub adapter_lookups: IntCounterVec,
     pub adapter_evictions: IntCounter,
-    /// Names, by where their weights are: memory, loading, disk. Set when they are read.
+    /// Copies in host memory, beside a device with its own.
+    pub adapter_host_bytes: IntGauge,
+    pub adapter_host_bytes_limit: IntGauge,
+    pub adapter_host_evictions: IntCounter,
+    /// Names, by where their weights are: memory, loading, host, disk. Set when they are read.
     pub adapter_names: IntGaugeVec,
     /// Requests that hold an adapter's weights.
     pub adapter_leases: IntGauge,
@@ -210,21 +214,33 @@ impl Metrics {
             adapter_load_seconds: histogram("tunegate_adapter_load_seconds", "Reading, checking and packing.", SECONDS),
             adapter_load_stage_seconds: histograms(
                 "tunegate_adapter_load_stage_seconds",
-                "Loads of adapters by stage (read, hash, check, pack).",
+                "Loads of adapters by stage (read, hash, check, pack; or place, from host memory).",
                 &["stage"],
             ),
             adapter_lookups: counters(
                 "tunegate_adapter_lookups_total",
-                "Requests for an adapter, by where its weights were: memory (a hit), loading, disk (misses).",
+                "Requests for an adapter, by where its weights were: memory (a hit), loading, host, disk (misses).",
                 &["tier"],
             ),
             adapter_evictions: counter(
                 "tunegate_adapter_evictions_total",
                 "Adapters that left memory to make room for others.",
             ),
+            adapter_host_bytes: gauge(
+                "tunegate_adapter_host_bytes",
+                "Bytes of adapters in host memory, from which they come back to the device.",
+            ),
+            adapter_host_bytes_limit: gauge(
+                "tunegate_adapter_host_bytes_limit",
+                "Bytes that adapters may take in host memory; 0 where the device has none of its own.",
+            ),
+            adapter_host_evictions: counter(
+                "tunegate_adapter_host_evictions_total",
+                "Adapters that left host memory for others.",
+            ),
             adapter_names: gauges(
                 "tunegate_adapters",
-                "Names of adapters, by where their weights are (memory, loading, disk).",
+                "Names of adapters, by where their weights are (memory, loading, host, disk).",
                 &["tier"],
             ),
             adapter_leases: gauge("tunegate_adapter_leases", "Requests that hold the weights of an adapter."),

@@ -9,7 +9,7 @@ use std::{
 use super::{AdapterCard, AdapterError, Refusal, faults::shown};
 use crate::{
     store::{NameRow, Operation, Step},
-    terms::{AdapterName, AdapterVersion},
+    terms::{AdapterName, AdapterVersion, Digest},
 };
 
 /// Names and versions of one server.
@@ -60,6 +60,13 @@ impl Catalog {
         let mut steps = self.names.remove(row.name.as_str()).map(|named| named.steps).unwrap_or_default();
         steps.push(step);
         self.put(Named { row, steps, serving });
+    }
+
+    /// What a name that is known serves from now on.
+    pub fn serve(&mut self, name: &AdapterName, serving: Option<Serving>) {
+        if let Some(named) = self.names.remove(name.as_str()) {
+            self.put(Named { serving, ..named });
+        }
     }
 
     pub fn refuse(&mut self, name: String, refusals: Vec<Refusal>) {
@@ -178,9 +185,32 @@ impl Named {
         }
     }
 
+    /// Where a version came from when the name got it.
+    pub fn source_of(&self, version: AdapterVersion) -> Option<String> {
+        let brought = |step: &&Step| match step.operation {
+            Operation::Load | Operation::Replace | Operation::Settings | Operation::Import => {
+                step.version == Some(version)
+            }
+            Operation::Rollback | Operation::Unload | Operation::Release => false,
+        };
+        self.steps.iter().rev().find(brought)?.source.clone()
+    }
+
+    /// The base on which the name got a version last, where that is written down.
+    pub fn base_of(&self, version: AdapterVersion) -> Option<Digest> {
+        let brought = |step: &&Step| match step.operation {
+            Operation::Load | Operation::Replace | Operation::Rollback | Operation::Import => {
+                step.version == Some(version)
+            }
+            Operation::Unload | Operation::Settings | Operation::Release => false,
+        };
+        self.steps.iter().rev().find(brought)?.base
+    }
+
     /// The versions of the last `count` steps that moved the name, and the one in force.
     pub fn recent(&self, count: usize) -> impl Iterator<Item = AdapterVersion> {
-        let moves = self.steps.iter().rev().filter(|step| step.operation != Operation::Settings);
+        let stays = |step: &&Step| matches!(step.operation, Operation::Settings | Operation::Release);
+        let moves = self.steps.iter().rev().filter(|step| !stays(step));
         moves.take(count).filter_map(|step| step.version).chain(self.row.version)
     }
 }
@@ -213,7 +243,7 @@ fn edit_distance(wanted: &[char], name: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{store::ManagedBy, terms::Digest};
+    use crate::store::ManagedBy;
 
     #[test]
     fn the_nearest_name_takes_the_fewest_changes() {
@@ -239,6 +269,7 @@ mod tests {
             who: String::new(),
             why: None,
             source: None,
+            base: None,
         };
         let row = NameRow {
             name: AdapterName::parse("a").unwrap(),
@@ -253,8 +284,19 @@ mod tests {
     }
 
     #[test]
+    fn a_version_came_from_where_it_was_brought_from_last() {
+        use Operation::{Load, Release, Replace, Rollback};
+        let mut named = named(&[(Load, Some(1)), (Replace, Some(2)), (Rollback, Some(1)), (Release, Some(1))]);
+        for (number, step) in named.steps.iter_mut().enumerate() {
+            step.source = Some(number.to_string());
+        }
+        let from = |byte: u8| named.source_of(AdapterVersion(Digest::of(&[byte])));
+        assert_eq!((from(1).as_deref(), from(2).as_deref(), from(3)), (Some("0"), Some("1"), None));
+    }
+
+    #[test]
     fn one_step_back_goes_further_back_each_time() {
-        use Operation::{Load, Replace, Rollback, Settings, Unload};
+        use Operation::{Load, Release, Replace, Rollback, Settings, Unload};
         let back = |steps: &[(Operation, Option<u8>)]| named(steps).one_step_back();
         let version = |byte: u8| Some(AdapterVersion(Digest::of(&[byte])));
         let three = [(Load, Some(1)), (Replace, Some(2)), (Replace, Some(3))];
@@ -262,8 +304,8 @@ mod tests {
         assert_eq!(back(&three), version(2));
         let once = [three.as_slice(), &[(Rollback, Some(2))]].concat();
         assert_eq!(back(&once), version(1), "not forth again");
-        let settled = [once.as_slice(), &[(Settings, Some(2))]].concat();
-        assert_eq!(back(&settled), version(1), "a pin is no step");
+        let settled = [once.as_slice(), &[(Settings, Some(2)), (Release, Some(2))]].concat();
+        assert_eq!(back(&settled), version(1), "a pin and the end of a hold are no steps");
         let twice = [once.as_slice(), &[(Rollback, Some(1))]].concat();
         assert_eq!(back(&twice), None);
         let forth = [twice.as_slice(), &[(Rollback, Some(3))]].concat();

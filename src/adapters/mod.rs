@@ -28,7 +28,7 @@ pub use self::{
     catalog::{Named, Serving, nearest},
     naming::{AdmitTimes, Admitted, KeptVersion, MoveTimes},
     quarantine::Confined,
-    residency::{LoadTimes, ResidencySnapshot, VersionUse},
+    residency::{HostSnapshot, LoadTimes, ResidencySnapshot, VersionUse},
     shelf::{AdapterStore, Opened},
     source::{Roots, RootsError},
     verdicts::NameFault,
@@ -122,6 +122,8 @@ pub enum Residency {
     Resident,
     /// Being read and packed.
     Loading,
+    /// Not on the device; a copy is in host memory.
+    Host,
     /// On disk only.
     Cold,
 }

@@ -98,7 +98,7 @@ impl AdapterStore {
     pub fn change(&self, change: &NameChange, serving: Option<Serving>) -> Result<(Changed, MoveTimes), AdapterError> {
         let lost = |error: crate::store::StoreError| AdapterError::Catalog { reason: error.to_string() };
         let begun = Instant::now();
-        let changed = self.store.change_name(change).map_err(lost)?;
+        let changed = self.store.change_name(change, self.base()).map_err(lost)?;
         let mut times = MoveTimes { sync_us: micros(begun), flip_us: 0 };
         let Changed::Applied(step) = &changed else { return Ok((changed, times)) };
         let begun = Instant::now();
@@ -119,6 +119,20 @@ impl AdapterStore {
         drop(catalog);
         times.flip_us = micros(begun);
         Ok((changed, times))
+    }
+
+    /// Has a name serve nothing until it is resumed or changed. What it points at stays.
+    pub fn suspend(&self, name: &AdapterName) {
+        self.catalog().serve(name, None);
+    }
+
+    /// Serves again what a name points at, if that is still the same and nothing else has come.
+    pub fn resume(&self, name: &AdapterName, version: AdapterVersion, serving: Serving) {
+        let mut catalog = self.catalog();
+        let waits = |named: &Named| named.row.version == Some(version) && named.serving.is_none();
+        if catalog.name(name.as_str()).is_some_and(waits) {
+            catalog.serve(name, Some(serving));
+        }
     }
 
     /// Frees a candidate that got no name.

@@ -4,24 +4,28 @@
 //! The book is the truth: every adapter alive, by version, and their bytes until the last of them is really freed. The
 //! cache beside it only holds strong references to those that nobody pinned.
 
+mod book;
+mod host;
 mod reservation;
 mod usage;
 
 use std::{
-    collections::{HashMap, HashSet},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
 };
 
+use book::{Book, Resident};
+pub use host::{HostLimits, HostSnapshot};
+use host::{HostShelf, Shelved};
 use moka::{policy::EvictionPolicy, sync::Cache};
 pub use reservation::Reservation;
 use tokio::sync::watch;
 use usage::Usage;
-pub use usage::{LoadTimes, Seat};
+pub use usage::{LoadTimes, ResidencySnapshot, Seat, VersionUse};
 
 use super::{
     AdapterCard, AdapterError, Residency,
@@ -29,7 +33,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
-    model::{LoraAdapter, lora::RetiredAdapter},
+    model::{HostCopy, LoraAdapter, lora::RetiredAdapter},
     terms::{AdapterName, AdapterVersion, Moment},
 };
 
@@ -55,13 +59,22 @@ pub struct ResidencyLimits {
     pub max_bytes: u64,
     /// Versions, where a count is wanted beside the bytes.
     pub max_count: Option<usize>,
+    /// What may be kept in host memory beside; `None` where there is no such memory beside.
+    pub host: Option<HostLimits>,
 }
 
 /// Reads and packs one version. It calls [`Reservation::resize`] with the bytes that packing will take before it packs.
 /// Runs on a loading thread.
-pub type Load = dyn Fn(&AdapterName, AdapterVersion, &mut Reservation<'_>) -> Result<(LoraAdapter, Arc<AdapterCard>), AdapterError>
-    + Send
-    + Sync;
+pub type Load =
+    dyn Fn(&AdapterName, AdapterVersion, &mut Reservation<'_>) -> Result<Loaded, AdapterError> + Send + Sync;
+
+/// What a load brings.
+pub struct Loaded {
+    pub weights: LoraAdapter,
+    pub card: Arc<AdapterCard>,
+    /// The same in host memory, to be kept there.
+    pub copy: Option<Arc<dyn HostCopy>>,
+}
 
 /// The weights in memory, and the threads that load and free them.
 pub struct ResidentSet {
@@ -88,50 +101,9 @@ struct Shared {
     graveyard: Mutex<mpsc::Sender<RetiredAdapter>>,
     metrics: Arc<Metrics>,
     load: Box<Load>,
+    host: Option<HostShelf>,
     /// Versions whose load failed for a reason of their own.
     quarantine: Quarantine<AdapterVersion, AdapterError>,
-}
-
-#[derive(Default)]
-struct Book {
-    /// Versions in memory; dead references are those on their way to the graveyard.
-    live: HashMap<AdapterVersion, Resident>,
-    /// Bytes of all of them, of those being freed, and reserved by loads.
-    bytes: u64,
-    /// Their number, likewise.
-    count: usize,
-    /// The number reserved by loads.
-    reserved: usize,
-    /// Loads under way, until they have let go of what they brought.
-    running: usize,
-    loading: HashMap<AdapterVersion, watch::Receiver<Outcome>>,
-    pinned: HashMap<AdapterVersion, Ready>,
-    /// Versions that lost their name: loaded for as long as somebody uses them, and not kept beyond.
-    passing: HashSet<AdapterVersion>,
-    /// Of every version that was loaded in this run.
-    usage: HashMap<AdapterVersion, Arc<Usage>>,
-}
-
-struct Resident {
-    weights: Weak<LoraAdapter>,
-    card: Arc<AdapterCard>,
-    bytes: u64,
-    usage: Arc<Usage>,
-}
-
-/// What is known of one version's weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VersionUse {
-    pub residency: Residency,
-    /// In memory, also of what nobody holds any more and is still being freed.
-    pub bytes: u64,
-    /// Requests that hold it.
-    pub leases: usize,
-    pub pinned: bool,
-    /// Milliseconds since the Unix epoch, in this run.
-    pub last_used_ms: Option<i64>,
-    /// How long its last load took.
-    pub load: Option<LoadTimes>,
 }
 
 /// `None` while loading.
@@ -150,15 +122,6 @@ struct LoadJob {
     /// A first guess at the bytes, until the files are read.
     bytes: u64,
     done: watch::Sender<Outcome>,
-}
-
-/// What is in memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResidencySnapshot {
-    /// With their bytes, in order of version.
-    pub versions: Vec<(AdapterVersion, u64)>,
-    /// All bytes held or reserved.
-    pub bytes: u64,
 }
 
 impl ResidentSet {
@@ -181,6 +144,7 @@ impl ResidentSet {
             })
             .eviction_listener(|_, held: Arc<Held>, _| drop(held.lock().take()))
             .build();
+        let host = limits.host.map(|limits| HostShelf::start(limits, Arc::clone(&metrics))).transpose()?;
         let shared = Arc::new(Shared {
             cache,
             limits,
@@ -191,6 +155,7 @@ impl ResidentSet {
             quarantine: Quarantine::new(Arc::clone(&metrics)),
             metrics,
             load,
+            host,
         });
         let (jobs, waiting) = mpsc::sync_channel::<LoadJob>(MAX_WAITING);
         let waiting = Arc::new(Mutex::new(waiting));
@@ -238,8 +203,8 @@ impl ResidentSet {
                 found("loading");
                 outcome
             }
-            Joined::Started(outcome) => {
-                found("disk");
+            Joined::Started(tier, outcome) => {
+                found(tier);
                 outcome
             }
         };
@@ -272,7 +237,8 @@ impl ResidentSet {
             retry_after_ms: RETRY_AFTER_MS,
         })?;
         book.loading.insert(version, outcome.clone());
-        Ok(Joined::Started(outcome))
+        let tier = if self.shared.copied(version).is_some() { "host" } else { "disk" };
+        Ok(Joined::Started(tier, outcome))
     }
 
     /// Loads a version and keeps it, whatever else is asked for.
@@ -302,6 +268,9 @@ impl ResidentSet {
         book.passing.insert(version);
         let pinned = book.pinned.remove(&version);
         self.shared.cache.invalidate(&version);
+        if let Some(host) = &self.shared.host {
+            host.remove(version);
+        }
         drop(book);
         drop(pinned);
     }
@@ -326,10 +295,14 @@ impl ResidentSet {
 
     pub fn state(&self, version: AdapterVersion) -> Residency {
         let book = self.shared.book();
-        match (book.ready(version), book.loading.contains_key(&version)) {
-            (Some(_), _) => Residency::Resident,
-            (None, true) => Residency::Loading,
-            (None, false) => Residency::Cold,
+        if book.ready(version).is_some() {
+            Residency::Resident
+        } else if book.loading.contains_key(&version) {
+            Residency::Loading
+        } else if self.shared.copied(version).is_some() {
+            Residency::Host
+        } else {
+            Residency::Cold
         }
     }
 
@@ -340,6 +313,7 @@ impl ResidentSet {
         VersionUse {
             residency,
             bytes: book.live.get(&version).map_or(0, |resident| resident.bytes),
+            host_bytes: self.shared.copied(version).unwrap_or(0),
             leases: usage.map_or(0, |usage| usage.leases()),
             pinned: book.pinned.contains_key(&version),
             last_used_ms: usage.and_then(|usage| usage.last_used_ms()),
@@ -357,7 +331,8 @@ impl ResidentSet {
         let alive = book.live.iter().filter(|(_, resident)| resident.weights.strong_count() > 0);
         let mut versions: Vec<_> = alive.map(|(version, resident)| (*version, resident.bytes)).collect();
         versions.sort_unstable();
-        ResidencySnapshot { versions, bytes: book.bytes }
+        let host = self.shared.host.as_ref().map(HostShelf::snapshot);
+        ResidencySnapshot { versions, bytes: book.bytes, host }
     }
 }
 
@@ -365,7 +340,8 @@ enum Joined {
     Ready(Ready),
     /// Somebody else's load.
     Loading(watch::Receiver<Outcome>),
-    Started(watch::Receiver<Outcome>),
+    /// A load, from this tier.
+    Started(&'static str, watch::Receiver<Outcome>),
 }
 
 impl Held {
@@ -387,23 +363,6 @@ struct Idle {
     last_used: u64,
 }
 
-impl Book {
-    fn ready(&self, version: AdapterVersion) -> Option<Ready> {
-        let resident = self.live.get(&version)?;
-        Some(Ready {
-            weights: resident.weights.upgrade()?,
-            card: Arc::clone(&resident.card),
-            usage: Arc::clone(&resident.usage),
-        })
-    }
-
-    /// Adapters that nobody holds any more and whose memory is not freed yet.
-    fn leaving(&self) -> usize {
-        let alive = self.live.values().filter(|resident| resident.weights.strong_count() > 0).count();
-        self.count.saturating_sub(alive + self.reserved)
-    }
-}
-
 impl Shared {
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
@@ -417,6 +376,20 @@ impl Shared {
 
     fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Bytes of a version's copy in host memory, if there is one.
+    fn copied(&self, version: AdapterVersion) -> Option<u64> {
+        self.host.as_ref()?.bytes_of(version)
+    }
+
+    /// Keeps a copy in host memory, unless its version has lost its name.
+    fn shelve(&self, version: AdapterVersion, shelved: Shelved) {
+        // Held to the end, as in `hold`.
+        let book = self.book();
+        if let (Some(host), false) = (&self.host, book.passing.contains(&version)) {
+            host.put(version, shelved);
+        }
     }
 
     /// Puts the weights where they stay until they are evicted, unless their version has lost its name.
@@ -487,15 +460,21 @@ impl Shared {
 
     fn load(&self, job: &LoadJob) -> Result<Ready, AdapterError> {
         let mut reservation = Reservation::open(self, &job.name, job.bytes)?;
-        let (weights, card) = (self.load)(&job.name, job.version, &mut reservation)?;
+        let loaded = match self.host.as_ref().and_then(|host| host.get(job.version)) {
+            Some(shelved) => shelved.place(&job.name, &mut reservation)?,
+            None => (self.load)(&job.name, job.version, &mut reservation)?,
+        };
+        let Loaded { weights, card, copy } = loaded;
         let bytes = weights.bytes();
         reservation.resize(bytes)?;
         let graveyard = self.graveyard.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let weights = Arc::new(weights.retiring_to(graveyard));
         let usage = Arc::clone(self.book().usage.entry(job.version).or_default());
         usage.loaded(reservation.times);
-        let LoadTimes { read_us, hash_us, check_us, pack_us } = reservation.times;
-        for (stage, us) in [("read", read_us), ("hash", hash_us), ("check", check_us), ("pack", pack_us)] {
+        if let Some(copy) = copy {
+            self.shelve(job.version, Shelved { copy, card: Arc::clone(&card), usage: Arc::clone(&usage) });
+        }
+        for (stage, us) in reservation.times.stages() {
             self.metrics.adapter_load_stage_seconds.with_label_values(&[stage]).observe(us as f64 / 1e6);
         }
         let resident =

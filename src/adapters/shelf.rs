@@ -14,14 +14,14 @@ use super::{
     folder::AdapterFiles,
     peft,
     quarantine::Quarantine,
-    residency::{self, Reservation, ResidencyLimits, ResidencySnapshot, ResidentSet},
+    residency::{self, HostLimits, Loaded, Reservation, ResidencyLimits, ResidencySnapshot, ResidentSet},
     vault::Vault,
     verdicts::{NameFault, Verdicts},
 };
 use crate::{
     config::AdapterConfig,
     metrics::Metrics,
-    model::{BaseWeights, LoraAdapter, PackError, Packer},
+    model::{BaseWeights, PackError, Packer},
     store::{NameRow, Store},
     terms::{AdapterName, AdapterVersion},
 };
@@ -110,11 +110,16 @@ impl AdapterStore {
         let refused = catalog.refused().map(|(name, list)| (name.to_owned(), list.to_vec())).collect();
         let verdicts = Verdicts::new(store.trials(loader.base.digest).map_err(lost)?);
         let quarantine = Quarantine::new(Arc::clone(&metrics));
-        let limits = ResidencyLimits { max_bytes: config.max_bytes, max_count: config.max_cpu_loras };
+        // Where adapters are computed with in host memory, a count of those there is a count of all.
+        let host = (loader.packer.leaves_copies() && config.max_host_bytes > 0)
+            .then_some(HostLimits { max_bytes: config.max_host_bytes, max_count: config.max_cpu_loras });
+        let max_count = config.max_cpu_loras.filter(|_| host.is_none());
+        let limits = ResidencyLimits { max_bytes: config.max_bytes, max_count, host };
+        let copies = host.is_some();
         let load = {
             let loader = Arc::clone(&loader);
             Box::new(move |name: &AdapterName, version, reservation: &mut Reservation<'_>| {
-                loader.load(name, version, reservation)
+                loader.load(name, version, copies, reservation)
             })
         };
         let residents = ResidentSet::start(limits, config.load_threads, metrics, load)
@@ -282,13 +287,14 @@ impl Loader {
         Ok(adapter)
     }
 
-    /// Reads a kept version again, hashes what was read and packs it.
+    /// Reads a kept version again, hashes what was read and packs it, with a copy for host memory where one is wanted.
     fn load(
         &self,
         name: &AdapterName,
         version: AdapterVersion,
+        copied: bool,
         reservation: &mut Reservation<'_>,
-    ) -> Result<(LoraAdapter, Arc<AdapterCard>), AdapterError> {
+    ) -> Result<Loaded, AdapterError> {
         let refused = |refusals| AdapterError::Refused { name: name.to_string(), refusals: Arc::new(refusals) };
         let unreadable = |reason: String| AdapterError::Unreadable { name: name.to_string(), reason };
         if !self.vault.holds(version) {
@@ -308,10 +314,13 @@ impl Loader {
         reservation.times.check_us = begun.elapsed().as_micros() as u64;
         let begun = Instant::now();
         reservation.resize(self.packer.packed_bytes(&adapter.sites))?;
-        let packed = self.packer.pack(version, adapter.sites);
+        let packed = match copied {
+            true => self.packer.pack_and_copy(version, adapter.sites),
+            false => self.packer.pack(version, adapter.sites).map(|weights| (weights, None)),
+        };
         reservation.times.pack_us = begun.elapsed().as_micros() as u64;
         match packed {
-            Ok(weights) => Ok((weights, Arc::new(adapter.card))),
+            Ok((weights, copy)) => Ok(Loaded { weights, card: Arc::new(adapter.card), copy }),
             Err(PackError::Device(reason)) => Err(unreadable(reason)),
             Err(
                 error @ (PackError::NoSuchSite { .. }

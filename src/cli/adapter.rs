@@ -17,7 +17,7 @@ use crate::{
     model_files,
 };
 
-/// List, check, load, unload and roll back adapters of a running server
+/// List, check, load, unload, roll back and release adapters of a running server
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The server is the one that holds --data-dir, through the socket that it keeps there, or the one at --url, which needs a key
@@ -102,6 +102,12 @@ enum AdapterCommand {
         #[command(flatten)]
         change: Change,
     },
+    /// End a name's hold: the file of desired adapters may move it again
+    Release {
+        name: String,
+        #[command(flatten)]
+        change: Change,
+    },
     /// Print a name's versions and everything that was done to it
     History { name: String },
 }
@@ -162,6 +168,7 @@ fn offline(command: AdapterCommand, json: bool, settings: &Settings) -> Result<O
         AdapterCommand::Load { .. }
         | AdapterCommand::Unload { .. }
         | AdapterCommand::Rollback { .. }
+        | AdapterCommand::Release { .. }
         | AdapterCommand::History { .. } => {
             return Err("only list and check work without a server; leave --model out".to_owned());
         }
@@ -202,6 +209,10 @@ fn remote(command: &AdapterCommand, json: bool, server: &Server) -> Result<Optio
             body.extend(to.as_ref().map(|to| ("version".to_owned(), json!(to))));
             let path = format!("/v1/adapters/{}/rollback", escaped(name));
             server.post(&path, body.into())?.and_then(|value| done(value, shown::change))
+        }
+        AdapterCommand::Release { name, change } => {
+            let path = format!("/v1/adapters/{}/release", escaped(name));
+            server.post(&path, change.body().into())?.and_then(|value| done(value, shown::released))
         }
         AdapterCommand::History { name } => {
             let path = format!("/v1/adapters/{}", escaped(name));

@@ -171,12 +171,15 @@ settings! {
     /// Largest rank that is accepted (default: 512)
     #[arg(long, value_name = "RANK", help_heading = "Adapters")]
     max_lora_rank: usize,
-    /// Adapters kept in memory; as many as --adapter-memory-bytes holds by default
+    /// Adapters kept in host memory: on a GPU copies of those loaded, on a CPU all; as many as the bytes hold by default
     #[arg(long, value_name = "COUNT", help_heading = "Adapters")]
     max_cpu_loras: usize,
-    /// Memory for adapters (default: 4GiB)
+    /// Memory for adapters where they are computed with, the device's (default: 4GiB)
     #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
     adapter_memory_bytes: Bytes,
+    /// Host memory for copies of adapters, from which they come back to a GPU without disk; 0 keeps none; 4GiB with a GPU
+    #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
+    adapter_host_bytes: Bytes,
     /// Largest adapter file (default: 2GiB)
     #[arg(long, value_name = "BYTES", help_heading = "Adapters")]
     max_adapter_file_bytes: Bytes,
@@ -210,7 +213,11 @@ settings! {
     /// The region of S3 buckets that do not say theirs; AWS_REGION counts as well (default: us-east-1)
     #[arg(long, value_name = "REGION", help_heading = "Adapters")]
     s3_region: String,
-    /// Keys for S3 sources; AWS_ACCESS_KEY_ID and the like count as well; without any, requests are not signed
+    /// Who signs requests to S3 sources: auto (keys, else a service account's token, else a container's agent, where one of them
+    /// is given), instance (the machine's own role), none (default: auto)
+    #[arg(long, value_name = "WHO", value_parser = ["auto", "instance", "none"], help_heading = "Adapters")]
+    s3_credentials: String,
+    /// Keys for S3 sources; AWS_ACCESS_KEY_ID counts as well, and so do AWS's other variables for what follows
     #[arg(long, value_name = "ID", help_heading = "Adapters")]
     s3_access_key_id: String,
     /// The secret that belongs to --s3-access-key-id
@@ -219,6 +226,27 @@ settings! {
     /// The session token that belongs to --s3-access-key-id, where there is one
     #[arg(long, value_name = "TOKEN", help_heading = "Adapters")]
     s3_session_token: String,
+    /// A file with the token of a service account that may take --s3-role-arn; AWS_WEB_IDENTITY_TOKEN_FILE
+    #[arg(long, value_name = "FILE", help_heading = "Adapters")]
+    s3_web_identity_token_file: PathBuf,
+    /// The role that the token's owner takes; AWS_ROLE_ARN
+    #[arg(long, value_name = "ARN", help_heading = "Adapters")]
+    s3_role_arn: String,
+    /// What the role's user is called in its logs; AWS_ROLE_SESSION_NAME
+    #[arg(long, value_name = "NAME", help_heading = "Adapters")]
+    s3_role_session_name: String,
+    /// The service that gives keys for the token; AWS's in the bucket's region by default; AWS_ENDPOINT_URL_STS
+    #[arg(long, value_name = "URL", help_heading = "Adapters")]
+    s3_sts_endpoint: String,
+    /// Where a container's agent gives keys: a path at ECS's, or a whole URL; AWS_CONTAINER_CREDENTIALS_RELATIVE_URI, …_FULL_URI
+    #[arg(long, value_name = "URI", help_heading = "Adapters")]
+    s3_container_credentials_uri: String,
+    /// A file with the token for a whole URL; AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE
+    #[arg(long, value_name = "FILE", help_heading = "Adapters")]
+    s3_container_token_file: PathBuf,
+    /// The machine's metadata service, where it is elsewhere; AWS_EC2_METADATA_SERVICE_ENDPOINT
+    #[arg(long, value_name = "URL", help_heading = "Adapters")]
+    s3_metadata_endpoint: String,
 
     /// Sequences that may run at the same time (default: 64)
     #[arg(long, value_name = "COUNT", help_heading = "Engine")]
@@ -268,20 +296,6 @@ fn policy(text: &str) -> Result<RecordPolicy, String> {
 }
 
 impl Layer {
-    /// Takes what AWS's own programs read as well.
-    pub fn read_aws(&mut self, variable: &str, value: &str) {
-        let field = match variable {
-            "AWS_ACCESS_KEY_ID" => &mut self.s3_access_key_id,
-            "AWS_SECRET_ACCESS_KEY" => &mut self.s3_secret_access_key,
-            "AWS_SESSION_TOKEN" => &mut self.s3_session_token,
-            "AWS_REGION" => &mut self.s3_region,
-            _ => return,
-        };
-        if !value.is_empty() {
-            *field = Some(value.to_owned());
-        }
-    }
-
     /// The flag of a field.
     pub fn flag(name: &str) -> String {
         format!("--{}", name.replace('_', "-"))

@@ -3,6 +3,7 @@
 //! The structs here are settled values, as the rooms use them; layering, flags and the TOML form live beside them.
 
 mod layer;
+mod s3;
 mod settings;
 mod source;
 mod value;
@@ -12,9 +13,10 @@ mod vllm_flags;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use layer::Layer;
+pub use s3::{AWS_VARIABLES, ContainerRole, S3Credentials, S3Keys, WebIdentity};
 pub use settings::{Fault, LogFormat, Settings};
 pub use source::{
-    DEFAULT_REGION, FetchConfig, FollowConfig, HubConfig, S3Keys, S3Place, Secret, SourceConfig, SourcePlace, ip_of,
+    DEFAULT_REGION, FetchConfig, FollowConfig, HubConfig, S3Place, Secret, SourceConfig, SourcePlace, ip_of,
     parse as parse_source,
 };
 
@@ -80,15 +82,17 @@ pub struct AdapterConfig {
     pub max_vault_bytes: Option<u64>,
     /// The largest rank that is accepted.
     pub max_lora_rank: usize,
-    /// Adapters kept in memory, where a count is wanted beside the bytes.
+    /// Adapters kept in host memory, where a count is wanted beside the bytes: on a GPU the copies there, on a CPU all.
     pub max_cpu_loras: Option<usize>,
+    /// Bytes of copies of packed adapters in host memory, beside a device with its own; 0: none are kept.
+    pub max_host_bytes: u64,
     /// Bytes of packed adapters in memory, leased ones included.
     pub max_bytes: u64,
     /// Largest `adapter_model.safetensors`, in bytes.
     pub max_file_bytes: u64,
     /// Places that adapters are fetched from.
     pub sources: Vec<SourceConfig>,
-    pub s3_keys: Option<S3Keys>,
+    pub s3: S3Credentials,
     pub hub: HubConfig,
     /// Certificates that sources may be known by, beside the well-known ones.
     pub ca_file: Option<PathBuf>,
@@ -110,10 +114,11 @@ impl Default for AdapterConfig {
             max_vault_bytes: None,
             max_lora_rank: 512,
             max_cpu_loras: None,
+            max_host_bytes: 0,
             max_bytes: 4 << 30,
             max_file_bytes: 2 << 30,
             sources: Vec::new(),
-            s3_keys: None,
+            s3: S3Credentials::default(),
             hub: HubConfig::default(),
             ca_file: None,
             fetch: FetchConfig::default(),

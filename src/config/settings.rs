@@ -1,6 +1,7 @@
 //! From layers to settled values: file < environment < flags, then defaults, once. Every fault is found, not the first.
 
 mod adapters;
+mod s3;
 
 use std::{
     collections::BTreeMap,
@@ -14,8 +15,8 @@ use clap::{Args, FromArgMatches};
 use serde::Deserialize;
 
 use super::{
-    AdminConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig, ModelConfig, RecordConfig,
-    ServerConfig,
+    AWS_VARIABLES, AdminConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig,
+    ModelConfig, RecordConfig, ServerConfig,
     value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens},
 };
 use crate::terms::RecordPolicy;
@@ -49,14 +50,11 @@ impl Settings {
     pub fn gather(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>, flags: Layer) -> Self {
         let mut settings = Self::default();
         let below = file.map(|path| settings.read_file(path)).unwrap_or_default();
-        let middle = settings.read_environment(environment);
         for (name, _) in below.said() {
             let file = file.map(|path| path.display().to_string()).unwrap_or_default();
             settings.places.insert(name, format!("{file}, {}", name.replace('_', "-")));
         }
-        for (name, _) in middle.said() {
-            settings.places.insert(name, Layer::variable(name));
-        }
+        let middle = settings.read_environment(environment.collect());
         for (name, _) in flags.said() {
             settings.places.insert(name, Layer::flag(name));
         }
@@ -108,15 +106,21 @@ impl Settings {
         whole
     }
 
-    fn read_environment(&mut self, environment: impl Iterator<Item = (String, String)>) -> Layer {
+    fn read_environment(&mut self, environment: BTreeMap<String, String>) -> Layer {
         let mut whole = Layer::default();
-        // What other programs read as well counts below our own variables.
-        let mut shared = Layer::default();
+        // What AWS's own programs read as well counts below our own variables. An empty one is none, as with them.
+        for (variable, name) in AWS_VARIABLES {
+            let Some(value) = environment.get(*variable).filter(|value| !value.is_empty()) else { continue };
+            match layer_of(name, value) {
+                Ok(layer) => {
+                    whole = layer.over(whole);
+                    self.places.insert(name, (*variable).to_owned());
+                }
+                Err(reason) => self.faults.push(Fault { place: (*variable).to_owned(), reason }),
+            }
+        }
         for (variable, value) in environment {
-            let Some(rest) = variable.strip_prefix("TUNEGATE_") else {
-                shared.read_aws(&variable, &value);
-                continue;
-            };
+            let Some(rest) = variable.strip_prefix("TUNEGATE_") else { continue };
             if rest.starts_with("TEST_") || is_service_link(rest, &value) {
                 continue;
             }
@@ -125,11 +129,14 @@ impl Settings {
                 continue;
             };
             match layer_of(name, &value) {
-                Ok(layer) => whole = layer.over(whole),
+                Ok(layer) => {
+                    whole = layer.over(whole);
+                    self.places.insert(name, variable);
+                }
                 Err(reason) => self.faults.push(Fault { place: variable, reason }),
             }
         }
-        whole.over(shared)
+        whole
     }
 
     /// Where a setting was said; `default` where it was not.
@@ -139,7 +146,15 @@ impl Settings {
 
     /// Every setting that was given, with where; secrets are not shown.
     pub fn shown(&self) -> Vec<(String, String, String)> {
-        const SECRETS: [&str; 5] = ["api_key", "admin_key", "hf_token", "s3_secret_access_key", "s3_session_token"];
+        const SECRETS: [&str; 6] = [
+            "api_key",
+            "admin_key",
+            "hf_token",
+            "s3_secret_access_key",
+            "s3_session_token",
+            // Whoever knows the path gets the keys.
+            "s3_container_credentials_uri",
+        ];
         let secret = |name: &str| SECRETS.contains(&name);
         self.said
             .said()
@@ -331,7 +346,7 @@ impl Check<'_> {
         };
         ModelConfig {
             path,
-            device: said.device.map_or(Device::Cpu, |DeviceName(device)| device),
+            device: self.device(),
             dtype: said.dtype.and_then(|DtypeName(dtype)| dtype),
             kv_bytes: self.bytes("kv_cache_memory_bytes", said.kv_cache_memory_bytes, 1 << 30, 1 << 20),
             block_tokens,
@@ -394,6 +409,11 @@ impl Check<'_> {
             prefix_caching: said.enable_prefix_caching != Some(Switch(false)),
             stall: Duration::from_secs(self.at_least("stall_timeout", said.stall_timeout, 60, 1)),
         }
+    }
+
+    /// The device that computes.
+    fn device(&self) -> Device {
+        self.settings.said.device.map_or(Device::Cpu, |DeviceName(device)| device)
     }
 
     fn limits(&mut self) -> LimitsConfig {

@@ -48,6 +48,8 @@ pub struct S3Place {
     pub virtual_host: bool,
     /// The host may resolve to a private address.
     pub private: bool,
+    /// Requests are not signed, whatever credentials there are.
+    pub unsigned: bool,
 }
 
 /// A word that no log, error or page shows.
@@ -58,14 +60,6 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(not shown)")
     }
-}
-
-/// What proves to an S3-compatible store who asks. Without it requests are not signed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct S3Keys {
-    pub access_key_id: String,
-    pub secret_access_key: Secret,
-    pub session_token: Option<Secret>,
 }
 
 /// The model hub, as for base models.
@@ -163,6 +157,7 @@ fn place_of(place: &str, region: &str) -> Result<SourcePlace, String> {
                 virtual_host: options.switch("virtual-host")?.unwrap_or(endpoint.is_none()),
                 endpoint,
                 private: options.switch("private")?.unwrap_or(false),
+                unsigned: options.switch("unsigned")?.unwrap_or(false),
             })
         }
         "https" | "http" => SourcePlace::Web {
@@ -279,13 +274,15 @@ mod tests {
             endpoint: None,
             virtual_host: true,
             private: false,
+            unsigned: false,
         };
         assert_eq!(aws, SourcePlace::S3(expected));
         let SourcePlace::S3(minio) = place("s3://bucket?endpoint=http://minio.store.svc:9000&private") else {
             panic!("a bucket");
         };
         assert_eq!(minio.endpoint.as_deref(), Some("http://minio.store.svc:9000"));
-        assert!(minio.private && !minio.virtual_host && minio.prefix.is_empty());
+        assert!(minio.private && !minio.virtual_host && minio.prefix.is_empty() && !minio.unsigned);
+        assert!(matches!(place("s3://bucket?unsigned"), SourcePlace::S3(S3Place { unsigned: true, .. })));
         let web = SourcePlace::Web { url: "https://files.example/adapters".to_owned(), private: false };
         assert_eq!(place("https://files.example/adapters/"), web);
         assert_eq!(
@@ -327,7 +324,11 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        let keys = S3Keys { access_key_id: "id".into(), secret_access_key: Secret("word".into()), session_token: None };
+        let keys = crate::config::S3Keys {
+            access_key_id: "id".into(),
+            secret_access_key: Secret("word".into()),
+            session_token: None,
+        };
         assert!(!format!("{keys:?}").contains("word"));
     }
 }

@@ -339,7 +339,11 @@ pub const NOTES: &[(&str, &str)] = &[
     ("--config", "a TOML file of settings under these names; vLLM's YAML is refused"),
     ("--dtype", "on a GPU; a CPU computes in its own types (`--exact`)"),
     ("--generation-config", "`auto` and `vllm`; a folder is refused"),
-    ("--max-loras", "different adapters in one step; more wait"),
+    ("--max-cpu-loras", "on a GPU, copies in host memory of what was loaded; on a CPU, all that are in memory"),
+    (
+        "--max-loras",
+        "different adapters in one step; more wait. What is on the device is bounded by --adapter-memory-bytes",
+    ),
 ];
 
 /// Short forms.

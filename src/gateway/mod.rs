@@ -25,7 +25,7 @@ pub use publish::Publisher;
 pub use replay::{Replay, ReplayError, ReplayedChoice, Side};
 pub use reply::Reply;
 pub use route::Route;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use self::reconcile::Report;
 use crate::{
@@ -86,6 +86,8 @@ struct Inner {
     running: watch::Sender<usize>,
     /// How names stand to folders and to the file of desired adapters.
     reports: watch::Sender<Report>,
+    /// Rung when there may be something to do for whoever follows folders and the file of desired adapters.
+    look: Notify,
 }
 
 impl Gateway {
@@ -94,7 +96,8 @@ impl Gateway {
         let cut_off = watch::Sender::new(false);
         let running = watch::Sender::new(0);
         let reports = watch::Sender::new(Report::default());
-        Self(Arc::new(Inner { parts, tokenizing, draining: AtomicBool::new(false), cut_off, running, reports }))
+        let draining = AtomicBool::new(false);
+        Self(Arc::new(Inner { parts, tokenizing, draining, cut_off, running, reports, look: Notify::new() }))
     }
 
     /// Takes a request to the point where its answer begins. Everything that can be refused is refused here.
@@ -179,7 +182,14 @@ impl Gateway {
     /// Which weights would answer to `model`, for callers that list or look up models.
     pub fn route(&self, model: &str, caller: &Caller) -> Result<Route, AskError> {
         let parts = &self.0.parts;
-        route::choose(model, caller, &parts.settings.base_names, &parts.adapters)
+        let route = route::choose(model, caller, &parts.settings.base_names, &parts.adapters)?;
+        match &route {
+            Route::Adapter { name, version } => match parts.publisher.objection(name, *version) {
+                Some(error) => Err(error.into()),
+                None => Ok(route),
+            },
+            Route::Base => Ok(route),
+        }
     }
 
     /// The base's name as answers echo it.
@@ -211,6 +221,11 @@ impl Gateway {
     /// How names stand to folders and to the file of desired adapters, and word of every look.
     pub fn reports(&self) -> watch::Receiver<Report> {
         self.0.reports.subscribe()
+    }
+
+    /// Has folders and the file of desired adapters looked at now instead of when it is time.
+    pub fn look_again(&self) {
+        self.0.look.notify_one();
     }
 
     pub fn text(&self) -> &Arc<Text> {

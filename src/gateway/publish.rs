@@ -4,6 +4,7 @@
 mod configured;
 mod proof;
 mod request;
+mod restored;
 
 use std::{
     collections::HashMap,
@@ -14,7 +15,7 @@ use std::{
 
 pub use proof::Gate;
 pub use request::{
-    Candidate, Expected, Load, Origin, PublishError, PublishTimes, Published, Rollback, Unload, VaultLimits,
+    Candidate, Expected, Load, Origin, PublishError, PublishTimes, Published, Release, Rollback, Unload, VaultLimits,
 };
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, RwLock, Semaphore};
 
@@ -111,12 +112,13 @@ impl Publisher {
         self.apart(unload.name.clone(), |this| async move { this.unload_now(unload).await }).await
     }
 
-    /// Ends a hold: the desired-state file may move the name again. True if there was one.
+    /// Ends a hold: the desired-state file may move the name again. Gives what was written down, `None` if there was no
+    /// hold. Goes on if the caller leaves.
     ///
     /// # Errors
     /// As [`Publisher::load`].
-    pub async fn release(&self, name: AdapterName, origin: Origin) -> Result<bool, PublishError> {
-        self.apart(name.clone(), |this| async move { this.release_now(name, origin).await }).await
+    pub async fn release(&self, release: Release) -> Result<Option<Step>, PublishError> {
+        self.apart(release.name.clone(), |this| async move { this.release_now(release).await }).await
     }
 
     /// What a candidate would change, or every reason why it is refused; keeps and loads nothing.
@@ -251,7 +253,7 @@ impl Publisher {
     }
 
     async fn rollback_now(self, rollback: Rollback) -> Result<Published, PublishError> {
-        let Rollback { name, to, expected, origin } = rollback;
+        let Rollback { name, to, expected, mut origin } = rollback;
         let adapters = &self.0.adapters;
         let Some(named) = adapters.named(name.as_str()) else { return Err(PublishError::NotLoaded { name }) };
         may_move(Some(&named.row), &name, &origin)?;
@@ -260,6 +262,7 @@ impl Publisher {
             Some(prefix) => adapters.find_version(name.as_str(), &prefix)?.1,
             None => named.one_step_back().ok_or_else(|| PublishError::NoEarlier { name: name.clone() })?,
         };
+        origin.source = named.source_of(version);
         if let (Some(current), Some(serving)) = (named.row.version, named.serving.clone())
             && current == version
         {
@@ -295,22 +298,24 @@ impl Publisher {
         Ok(version)
     }
 
-    async fn release_now(self, name: AdapterName, origin: Origin) -> Result<bool, PublishError> {
+    async fn release_now(self, release: Release) -> Result<Option<Step>, PublishError> {
+        let Release { name, expected, origin } = release;
         let Some(named) = self.0.adapters.named(name.as_str()) else { return Err(PublishError::NotLoaded { name }) };
+        expected.check(&name, Some(&named.row))?;
         if !named.row.hold {
-            return Ok(false);
+            return Ok(None);
         }
         let row = NameRow { hold: false, ..named.row };
         let change = NameChange {
             seen: row.version,
-            operation: Operation::Settings,
+            operation: Operation::Release,
             at_ms: Moment::unix_ms(),
             who: origin.who,
             why: origin.why,
             row,
         };
-        self.write(change, named.serving).await?;
-        Ok(true)
+        let (step, _) = self.write(change, named.serving).await?;
+        Ok(Some(step))
     }
 
     /// The name has the version already: at most its pin or who manages it changes.

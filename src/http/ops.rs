@@ -55,22 +55,27 @@ pub async fn metrics(State(app): State<AppState>) -> Response {
         let there = entries.iter().filter(move |entry| entry.residency == wanted);
         there.map(|entry| entry.name.to_string()).collect::<Vec<_>>()
     };
-    for (tier, residency) in
-        [("memory", Residency::Resident), ("loading", Residency::Loading), ("disk", Residency::Cold)]
-    {
+    // Without a host memory beside the device's there is no such tier, and no series that says 0.
+    let hosted = app.gateway().adapters().resident().host.map(|_| ("host", Residency::Host));
+    let tiers = [("memory", Residency::Resident), ("loading", Residency::Loading), ("disk", Residency::Cold)];
+    for (tier, residency) in tiers.into_iter().chain(hosted) {
         let count = entries.iter().filter(|entry| entry.residency == residency).count();
         app.metrics().adapter_names.with_label_values(&[tier]).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     let leases = app.gateway().adapters().leases();
     app.metrics().adapter_leases.set(i64::try_from(leases).unwrap_or(i64::MAX));
-    let resident = entries.iter().filter(|entry| entry.residency == Residency::Resident);
-    let loaded = resident.map(|entry| LoadedAdapter {
-        name: entry.name.to_string(),
-        rank: entry.card.rank,
-        pinned: app.gateway().adapters().is_pinned(entry.version),
-    });
+    let at = |residency: Residency| -> Vec<LoadedAdapter> {
+        let there = entries.iter().filter(|entry| entry.residency == residency);
+        let loaded = there.map(|entry| LoadedAdapter {
+            name: entry.name.to_string(),
+            rank: entry.card.rank,
+            pinned: app.gateway().adapters().is_pinned(entry.version),
+        });
+        loaded.collect()
+    };
     let view = VllmView {
-        loaded: loaded.collect(),
+        loaded: at(Residency::Resident),
+        hosted: at(Residency::Host),
         model_name: app.gateway().base_name().to_owned(),
         running: load.running,
         waiting: load.waiting,

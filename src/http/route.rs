@@ -34,6 +34,7 @@ pub enum Route {
     CheckAdapter,
     GetAdapter,
     RollbackAdapter,
+    ReleaseAdapter,
     Health,
     Ready,
     Metrics,
@@ -61,6 +62,7 @@ impl Route {
         Self::CheckAdapter,
         Self::GetAdapter,
         Self::RollbackAdapter,
+        Self::ReleaseAdapter,
         Self::Health,
         Self::Ready,
         Self::Metrics,
@@ -85,7 +87,7 @@ impl Route {
             Self::ListAdapters => "/v1/adapters",
             Self::CheckAdapter => "/v1/adapters/check",
             // A name may hold slashes; what stands behind it is for the handler.
-            Self::GetAdapter | Self::RollbackAdapter => "/v1/adapters/{*id}",
+            Self::GetAdapter | Self::RollbackAdapter | Self::ReleaseAdapter => "/v1/adapters/{*id}",
             Self::Health => "/health",
             Self::Ready => "/health/ready",
             Self::Metrics => "/metrics",
@@ -105,7 +107,8 @@ impl Route {
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::CheckAdapter
-            | Self::RollbackAdapter => Method::POST,
+            | Self::RollbackAdapter
+            | Self::ReleaseAdapter => Method::POST,
             Self::DeleteStored => Method::DELETE,
             Self::ListStored
             | Self::GetStored
@@ -143,7 +146,8 @@ impl Route {
             | Self::ListAdapters
             | Self::CheckAdapter
             | Self::GetAdapter
-            | Self::RollbackAdapter => false,
+            | Self::RollbackAdapter
+            | Self::ReleaseAdapter => false,
         }
     }
 
@@ -157,13 +161,20 @@ impl Route {
                 | Self::CheckAdapter
                 | Self::GetAdapter
                 | Self::RollbackAdapter
+                | Self::ReleaseAdapter
         )
     }
 
     /// As people and documents see it.
     pub fn shown_path(self) -> String {
         let path = self.path().replace("{*id}", "{id}");
-        if self == Self::RollbackAdapter { path + "/rollback" } else { path }
+        if self == Self::RollbackAdapter {
+            path + "/rollback"
+        } else if self == Self::ReleaseAdapter {
+            path + "/release"
+        } else {
+            path
+        }
     }
 
     /// Whether machines ask for it all the time.
@@ -190,7 +201,9 @@ impl Route {
             Self::ListAdapters => get(adapters::list),
             Self::CheckAdapter => post(adapters::check),
             Self::GetAdapter => get(adapters::get),
-            Self::RollbackAdapter => post(adapters::rollback),
+            Self::RollbackAdapter => post(adapters::act),
+            // The same method of the same path: the other's handler tells them apart.
+            Self::ReleaseAdapter => MethodRouter::new(),
             Self::Health => get(ops::health),
             Self::Ready => get(ops::ready),
             Self::Metrics => get(ops::metrics),

@@ -22,9 +22,11 @@ pub struct VllmView {
     pub loading: Vec<String>,
     /// The same as `resident`, one by one.
     pub loaded: Vec<LoadedAdapter>,
+    /// Those in host memory that are not on the device.
+    pub hosted: Vec<LoadedAdapter>,
 }
 
-/// An adapter whose weights are in memory.
+/// An adapter whose weights are in a memory.
 #[derive(Clone, Debug)]
 pub struct LoadedAdapter {
     pub name: String,
@@ -35,13 +37,17 @@ pub struct LoadedAdapter {
 /// Adapters that have a series of their own among those in memory; a reader can count on `lora_requests_info` for the rest.
 const MOST_LOADED: usize = 1000;
 
-/// The gauges of residency that are proposed to vLLM (its pull requests 51433 and 54830) and that routers read already. What is in
-/// memory is where it is computed with, whatever the device: their level `gpu`. Nothing is held in a level between that and the disk.
+/// The gauges of residency that are proposed to vLLM (its pull requests 51433 and 54830) and that routers read already. What is where it
+/// is computed with is at their level `gpu`, whatever the device; copies in host memory, beside a GPU, are at `cpu`.
 fn render_residency(view: &VllmView, text: &mut String) {
     let count = view.resident.len();
     for (name, help, value) in [
         ("num_gpu_loaded_lora_adapters", "Adapters in memory, ready to be used.", count),
-        ("num_cpu_loaded_lora_adapters", "Adapters held in a memory from which they are brought to the device.", 0),
+        (
+            "num_cpu_loaded_lora_adapters",
+            "Adapters held in a memory from which they are brought to the device.",
+            view.hosted.len(),
+        ),
         ("max_gpu_lora_adapters", "Different adapters that one batch may hold.", view.max_lora),
     ] {
         // Writing to a `String` cannot fail.
@@ -49,12 +55,14 @@ fn render_residency(view: &VllmView, text: &mut String) {
     }
     let name = "lora_adapter_loaded";
     let _ = writeln!(text, "# HELP vllm:{name} 1 for each adapter in memory.\n# TYPE vllm:{name} gauge");
-    for LoadedAdapter { name: adapter, rank, pinned } in view.loaded.iter().take(MOST_LOADED) {
-        let adapter = escaped(adapter);
-        let _ = writeln!(
-            text,
-            "vllm:{name}{{adapter_name=\"{adapter}\",level=\"gpu\",pinned=\"{pinned}\",rank=\"{rank}\"}} 1"
-        );
+    for (level, adapters) in [("gpu", &view.loaded), ("cpu", &view.hosted)] {
+        for LoadedAdapter { name: adapter, rank, pinned } in adapters.iter().take(MOST_LOADED) {
+            let adapter = escaped(adapter);
+            let _ = writeln!(
+                text,
+                "vllm:{name}{{adapter_name=\"{adapter}\",level=\"{level}\",pinned=\"{pinned}\",rank=\"{rank}\"}} 1"
+            );
+        }
     }
 }
 
@@ -122,6 +130,7 @@ mod tests {
             resident: vec!["poet".into(), "team/sql".into()],
             loading: vec!["lawyer".into()],
             loaded: vec![LoadedAdapter { name: "team/sql".into(), rank: 16, pinned: true }],
+            hosted: vec![LoadedAdapter { name: "old".into(), rank: 8, pinned: false }],
         };
         for view in [&VllmView::default(), &view] {
             let text = metrics.render(view);
@@ -135,7 +144,9 @@ mod tests {
         );
         for line in [
             r#"vllm:lora_adapter_loaded{adapter_name="team/sql",level="gpu",pinned="true",rank="16"} 1"#,
+            r#"vllm:lora_adapter_loaded{adapter_name="old",level="cpu",pinned="false",rank="8"} 1"#,
             "vllm:num_gpu_loaded_lora_adapters 2",
+            "vllm:num_cpu_loaded_lora_adapters 1",
             "vllm:max_gpu_lora_adapters 4",
         ] {
             assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");

@@ -143,6 +143,38 @@ pub trait Packer: Send + Sync {
     /// # Errors
     /// [`PackError`] if a site does not exist in the base, a shape does not fit, or this decoder cannot apply the delta.
     fn pack(&self, version: AdapterVersion, sites: Vec<(Site, SiteDelta)>) -> Result<LoraAdapter, PackError>;
+
+    /// Whether it can leave copies in host memory: not where the decoder computes with what lies there anyway.
+    fn leaves_copies(&self) -> bool {
+        false
+    }
+
+    /// As [`Packer::pack`], with a copy in host memory where it can leave one.
+    ///
+    /// # Errors
+    /// As [`Packer::pack`].
+    fn pack_and_copy(&self, version: AdapterVersion, sites: Vec<(Site, SiteDelta)>) -> Result<Copied, PackError> {
+        Ok((self.pack(version, sites)?, None))
+    }
+}
+
+/// A packed adapter, and the same in host memory.
+pub type Copied = (LoraAdapter, Option<Arc<dyn HostCopy>>);
+
+/// An adapter's packed weights in host memory. It goes back to the device from there without being read, checked or worked
+/// out again.
+pub trait HostCopy: Send + Sync {
+    /// Bytes that the copy takes.
+    fn bytes(&self) -> u64;
+
+    /// Bytes that it will take on the device, so that they can be reserved first.
+    fn device_bytes(&self) -> u64;
+
+    /// The adapter on its device, as packing made it.
+    ///
+    /// # Errors
+    /// [`PackError::Device`] if the device refuses it.
+    fn place(&self) -> Result<LoraAdapter, PackError>;
 }
 
 /// Why an adapter could not be packed.

@@ -20,7 +20,7 @@ use std::{path::PathBuf, sync::Arc};
 
 pub use batch::{AdapterRows, Batch, BatchError, SequenceRows};
 pub use load::{digest as digest_of, load, shape as shape_of};
-pub use lora::{LoraAdapter, Matrix, PackError, Packer, Projection, Site, SiteDelta};
+pub use lora::{HostCopy, LoraAdapter, Matrix, PackError, Packer, Projection, Site, SiteDelta};
 pub use shape::{Family, ModelShape, Rope};
 pub use step::{Adjustments, RowAnswer, RowAsk, SampleAsk, SeenToken, StepOutput, Want};
 pub use timing::{MachineLimits, Phase, PhaseNeeds, Timings};

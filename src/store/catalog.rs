@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::terms::{AdapterName, AdapterVersion};
+use crate::terms::{AdapterName, AdapterVersion, Digest};
 
 /// Who is in charge of a name. A later one in this order may take a name over from an earlier one, never the other way
 /// round; an administrator may move any name, and what he does to a name of the desired-state file puts it on hold.
@@ -53,12 +53,15 @@ pub enum Operation {
     Unload,
     /// Its version stayed; who manages it, its hold or its pin changed.
     Settings,
+    /// Its version stayed; its hold ended.
+    Release,
     /// Taken over from the histories that earlier builds kept as files.
     Import,
 }
 
 impl Operation {
-    const ALL: [Self; 6] = [Self::Load, Self::Replace, Self::Rollback, Self::Unload, Self::Settings, Self::Import];
+    const ALL: [Self; 7] =
+        [Self::Load, Self::Replace, Self::Rollback, Self::Unload, Self::Settings, Self::Release, Self::Import];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -67,6 +70,7 @@ impl Operation {
             Self::Rollback => "rollback",
             Self::Unload => "unload",
             Self::Settings => "settings",
+            Self::Release => "release",
             Self::Import => "import",
         }
     }
@@ -106,6 +110,8 @@ pub struct Step {
     pub who: String,
     pub why: Option<String>,
     pub source: Option<String>,
+    /// The base of the server that did it; `None` in what earlier builds wrote.
+    pub base: Option<Digest>,
 }
 
 /// A change of one name, applied only if the name still has the version that the caller saw.

@@ -10,7 +10,7 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x7475_6e67;
 
 /// Version `i + 1` is reached by `STEPS[i]`.
-const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS];
+const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS, BASES];
 
 /// A request is one row of `completions`, each of its choices one row of `choices`. `choices.seq` grows in the order of
 /// commits. `content` alone holds what was said: role 0 is the prompt `part`, role 1 the answer of choice `part`.
@@ -121,6 +121,9 @@ CREATE TABLE adapter_trials (
     PRIMARY KEY (version, base, suite)
 ) STRICT, WITHOUT ROWID;
 ";
+
+/// The base on which each step was done; nothing where earlier builds did it.
+const BASES: &str = "ALTER TABLE adapter_steps ADD COLUMN base BLOB";
 
 /// Refuses a database that is not ours or that a newer build has written. Changes nothing.
 ///

@@ -40,9 +40,9 @@ pub trait Store: Send + Sync {
     /// Every adapter name with its history, oldest step first.
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError>;
 
-    /// Moves a name and writes the step, in one transaction, if the name has the version that the caller saw. Durable
-    /// when this returns.
-    fn change_name(&self, change: &NameChange) -> Result<Changed, StoreError>;
+    /// Moves a name and writes the step, in one transaction, if the name has the version that the caller saw. `base` is the
+    /// caller's. Durable when this returns.
+    fn change_name(&self, change: &NameChange, base: Digest) -> Result<Changed, StoreError>;
 
     /// Takes over histories that earlier builds kept as files. Names that are known already are left as they are, so that
     /// this may be done again after a crash.

@@ -26,14 +26,20 @@ fn card() -> Arc<AdapterCard> {
     })
 }
 
-type Loaded = Result<(LoraAdapter, Arc<AdapterCard>), AdapterError>;
+type Brought = Result<(LoraAdapter, Arc<AdapterCard>), AdapterError>;
 
-fn set(limits: ResidencyLimits, load: impl Fn(AdapterVersion) -> Loaded + Send + Sync + 'static) -> ResidentSet {
-    let load = move |_: &AdapterName, version, _: &mut Reservation<'_>| load(version);
+fn set(limits: ResidencyLimits, load: impl Fn(AdapterVersion) -> Brought + Send + Sync + 'static) -> ResidentSet {
+    let load = move |_: &AdapterName, version, _: &mut Reservation<'_>| {
+        load(version).map(|(weights, card)| Loaded { weights, card, copy: None })
+    };
     ResidentSet::start(limits, 1, Arc::new(Metrics::default()), Box::new(load)).unwrap()
 }
 
-const ONE: ResidencyLimits = ResidencyLimits { max_bytes: 100, max_count: None };
+fn alone(weights: LoraAdapter) -> Loaded {
+    Loaded { weights, card: card(), copy: None }
+}
+
+const ONE: ResidencyLimits = ResidencyLimits { max_bytes: 100, max_count: None, host: None };
 
 /// Weights whose memory is given back only when they are let.
 struct Slow {
@@ -96,7 +102,7 @@ async fn a_load_that_panics_fails_for_those_who_asked_and_for_nobody_else() {
 async fn loads_wait_in_a_bounded_queue() {
     let (open, gate) = mpsc::channel::<()>();
     let gate = Mutex::new(gate);
-    let limits = ResidencyLimits { max_bytes: u64::MAX, max_count: None };
+    let limits = ResidencyLimits { max_bytes: u64::MAX, max_count: None, host: None };
     let set = set(limits, move |version| {
         let _ = gate.lock().unwrap().recv();
         Ok((LoraAdapter::new(version, 1, Arc::new(())), card()))
@@ -180,9 +186,9 @@ async fn two_cold_adapters_are_loaded_side_by_side() {
     let both = Arc::clone(&meeting);
     let load = move |_: &AdapterName, version, _: &mut Reservation<'_>| {
         both.wait();
-        Ok((LoraAdapter::new(version, 1, Arc::new(())), card()))
+        Ok(alone(LoraAdapter::new(version, 1, Arc::new(()))))
     };
-    let limits = ResidencyLimits { max_bytes: u64::MAX, max_count: None };
+    let limits = ResidencyLimits { max_bytes: u64::MAX, max_count: None, host: None };
     let set = ResidentSet::start(limits, 2, Arc::new(Metrics::default()), Box::new(load)).unwrap();
     let name = name();
     let (one, other) = tokio::join!(set.get(&name, version(0), 1), set.get(&name, version(1), 1));
@@ -193,7 +199,7 @@ async fn two_cold_adapters_are_loaded_side_by_side() {
 async fn lookups_are_counted_by_where_the_weights_were() {
     let metrics = Arc::new(Metrics::default());
     let load =
-        |_: &AdapterName, version, _: &mut Reservation<'_>| Ok((LoraAdapter::new(version, 100, Arc::new(())), card()));
+        |_: &AdapterName, version, _: &mut Reservation<'_>| Ok(alone(LoraAdapter::new(version, 100, Arc::new(()))));
     let set = ResidentSet::start(ONE, 2, Arc::clone(&metrics), Box::new(load)).unwrap();
     let name = name();
     for index in [0, 0, 1, 0] {
@@ -202,4 +208,114 @@ async fn lookups_are_counted_by_where_the_weights_were() {
     let count = |tier: &str| metrics.adapter_lookups.with_label_values(&[tier]).get();
     assert_eq!((count("memory"), count("loading"), count("disk")), (1, 0, 3));
     assert_eq!(metrics.adapter_evictions.get(), 2);
+}
+
+/// A copy from which an adapter of 100 bytes is made again.
+struct Copy {
+    version: AdapterVersion,
+    freed: mpsc::Sender<AdapterVersion>,
+}
+
+impl HostCopy for Copy {
+    fn bytes(&self) -> u64 {
+        40
+    }
+
+    fn device_bytes(&self) -> u64 {
+        100
+    }
+
+    fn place(&self) -> Result<LoraAdapter, crate::model::PackError> {
+        Ok(LoraAdapter::new(self.version, 100, Arc::new(())))
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = self.freed.send(self.version);
+    }
+}
+
+/// A device with room for one, and a host memory for copies; counts the loads from disk and tells of copies that are freed.
+struct Tiers {
+    set: ResidentSet,
+    metrics: Arc<Metrics>,
+    loads: Arc<AtomicU64>,
+    freed: mpsc::Receiver<AdapterVersion>,
+}
+
+impl Tiers {
+    fn new(host: HostLimits) -> Self {
+        let (metrics, loads) = (Arc::new(Metrics::default()), Arc::new(AtomicU64::new(0)));
+        let (gone, freed) = mpsc::channel();
+        let counted = Arc::clone(&loads);
+        let load = move |_: &AdapterName, version, _: &mut Reservation<'_>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let copy: Arc<dyn HostCopy> = Arc::new(Copy { version, freed: gone.clone() });
+            Ok(Loaded { copy: Some(copy), ..alone(LoraAdapter::new(version, 100, Arc::new(()))) })
+        };
+        let limits = ResidencyLimits { host: Some(host), ..ONE };
+        let set = ResidentSet::start(limits, 1, Arc::clone(&metrics), Box::new(load)).unwrap();
+        Self { set, metrics, loads, freed }
+    }
+
+    /// Each is used in turn and makes way for the next. Gives the loads from disk that it took.
+    async fn used(&self, versions: &[u32]) -> u64 {
+        let before = self.loads.load(Ordering::SeqCst);
+        for index in versions {
+            let ready = self.set.get(&name(), version(*index), 100).await.unwrap();
+            assert_eq!(ready.weights.version(), version(*index));
+            drop(ready.seat());
+        }
+        self.loads.load(Ordering::SeqCst) - before
+    }
+}
+
+#[tokio::test]
+async fn what_left_the_device_comes_back_from_host_memory_without_a_load() {
+    let tiers = Tiers::new(HostLimits { max_bytes: 120, max_count: None });
+    assert_eq!(tiers.used(&[0, 1, 2]).await, 3);
+    let states = [0, 1, 2, 3].map(|index| tiers.set.state(version(index)));
+    assert_eq!(states, [Residency::Host, Residency::Host, Residency::Resident, Residency::Cold]);
+    assert_eq!(tiers.used(&[0, 1, 0, 2]).await, 0);
+    let usage = tiers.set.usage(version(0));
+    assert_eq!((usage.bytes, usage.host_bytes), (0, 40));
+    assert!(usage.load.unwrap().place_us > 0);
+    let snapshot = tiers.set.snapshot();
+    assert_eq!(snapshot.bytes, 100, "a copy is no weight on the device");
+    assert_eq!(snapshot.host, Some(HostSnapshot { count: 3, bytes: 120, limit_bytes: 120 }));
+    let found = |tier: &str| tiers.metrics.adapter_lookups.with_label_values(&[tier]).get();
+    assert_eq!((found("disk"), found("host")), (3, 4));
+    assert_eq!((tiers.metrics.adapter_host_bytes.get(), tiers.metrics.adapter_host_bytes_limit.get()), (120, 120));
+}
+
+#[tokio::test]
+async fn of_copies_in_host_memory_those_used_longest_ago_make_way() {
+    for host in [HostLimits { max_bytes: 80, max_count: None }, HostLimits { max_bytes: u64::MAX, max_count: Some(2) }]
+    {
+        let tiers = Tiers::new(host);
+        assert_eq!(tiers.used(&[0, 1, 0, 2]).await, 3, "{host:?}");
+        assert_eq!(tiers.freed.recv().unwrap(), version(1), "{host:?}");
+        assert_eq!(tiers.used(&[0]).await, 0, "{host:?}");
+        assert_eq!(tiers.used(&[1]).await, 1, "{host:?}");
+        assert_eq!(tiers.metrics.adapter_host_evictions.get(), 2, "{host:?}");
+    }
+    let small = Tiers::new(HostLimits { max_bytes: 39, max_count: None });
+    assert_eq!(small.used(&[0, 1, 0]).await, 3, "what is larger than all of it is not kept");
+    assert_eq!(small.set.snapshot().host.unwrap().bytes, 0);
+}
+
+#[tokio::test]
+async fn a_version_that_loses_its_name_leaves_host_memory_too() {
+    let tiers = Tiers::new(HostLimits { max_bytes: 120, max_count: None });
+    tiers.used(&[0, 1]).await;
+    tiers.set.retire(version(0));
+    assert_eq!(tiers.freed.recv().unwrap(), version(0));
+    assert_eq!(tiers.set.state(version(0)), Residency::Cold);
+    // Asked for by its digits it is loaded, and leaves nothing behind.
+    assert_eq!(tiers.used(&[0]).await, 1);
+    assert_eq!(tiers.freed.recv().unwrap(), version(0));
+    assert_eq!(tiers.set.usage(version(0)).host_bytes, 0);
+    tiers.set.named(version(0));
+    assert_eq!(tiers.used(&[1, 0, 1, 0]).await, 1);
 }

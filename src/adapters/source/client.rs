@@ -54,6 +54,9 @@ pub struct Reach {
     pub private: bool,
     /// Other hosts, with public addresses and by TLS, may be connected to as well: a hub keeps large files elsewhere.
     pub others: bool,
+    /// That host may be written as a link-local address: it is where a cloud keeps the credentials that the operator wants to
+    /// be used. No source is ever there.
+    pub credentials: bool,
 }
 
 /// A client for one source.
@@ -170,7 +173,11 @@ impl Client {
         }
         if let Some(ip) = ip_of(host) {
             // An address that the operator wrote down is meant.
-            let fine = if named { kind_of(ip) != Kind::Never } else { kind_of(ip) == Kind::Public };
+            let fine = match kind_of(ip) {
+                Kind::Public => true,
+                Kind::Private => named,
+                Kind::Never => named && self.reach.credentials && is_link_local(ip),
+            };
             return if fine { Ok(vec![(ip, port).into()]) } else { Err(forbidden(host, NOT_PUBLIC)) };
         }
         let local = named && host == "localhost";
@@ -233,6 +240,13 @@ fn kind_of(ip: IpAddr) -> Kind {
                 None => Kind::Never,
             }
         }
+    }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }
 
@@ -359,7 +373,7 @@ mod tests {
     async fn only_the_named_host_is_connected_to() {
         let tls = trust(None).unwrap();
         let client = |host: &str, private, others| {
-            let reach = Reach { host: host.to_owned(), plain: true, private, others };
+            let reach = Reach { host: host.to_owned(), plain: true, private, others, credentials: false };
             Client::new(reach, Duration::from_secs(5), tls.clone())
         };
         let forbidden = |client: Client, host: &'static str| async move {
@@ -372,6 +386,13 @@ mod tests {
         assert!(forbidden(client("169.254.169.254", true, true), "169.254.169.254").await);
         assert!(!forbidden(client("127.0.0.1", false, false), "127.0.0.1").await);
         assert!(!forbidden(client("localhost", false, false), "localhost").await);
+        let metadata = |host: &str| {
+            let reach = Reach { credentials: true, ..client(host, false, false).reach };
+            Client::new(reach, Duration::from_secs(5), tls.clone())
+        };
+        assert!(!forbidden(metadata("169.254.169.254"), "169.254.169.254").await);
+        assert!(forbidden(metadata("169.254.169.254"), "169.254.170.2").await);
+        assert!(forbidden(metadata("0.0.0.0"), "0.0.0.0").await);
         let uri: Uri = "http://1.1.1.1/".parse().unwrap();
         assert!(matches!(
             client("files.example", false, true).connect(&uri).await,

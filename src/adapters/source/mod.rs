@@ -10,6 +10,7 @@ mod fetch;
 mod hub;
 mod objects;
 mod remote;
+mod roles;
 mod roots;
 mod watch;
 mod whole;
@@ -32,7 +33,7 @@ use super::{
     AdapterError, AdapterLimits, ManagedBy, Refusal, RefusalCode, SourceFolder, faults::shown, folder::AdapterFiles,
 };
 use crate::{
-    config::{AdapterConfig, SourceConfig, SourcePlace},
+    config::{AdapterConfig, S3Credentials, SourceConfig, SourcePlace},
     terms::AdapterName,
 };
 
@@ -249,10 +250,16 @@ impl Sources {
             let source = match place {
                 SourcePlace::Folder(path) => Source::Folder(Roots::new(vec![path.clone()])),
                 SourcePlace::S3(place) => {
+                    let unsigned = S3Credentials::Unsigned;
+                    let credentials = if place.unsigned { &unsigned } else { &config.s3 };
+                    let desk = roles::desk(credentials, &place.region).map(|desk| {
+                        let reach = Reach { credentials: true, ..reach(&desk.url, desk.private, false) };
+                        (desk.url, client(reach))
+                    });
                     let reach = reach(&objects::s3_url(place), place.private, false);
                     let prefix = if place.prefix.is_empty() { String::new() } else { format!("/{}", place.prefix) };
                     Source::Objects {
-                        objects: Objects::s3(name, place, config.s3_keys.as_ref(), client(reach))?,
+                        objects: Objects::s3(name, place, credentials, client(reach), desk)?,
                         url: format!("s3://{}{prefix}", place.bucket),
                     }
                 }
@@ -445,7 +452,7 @@ fn folder(roots: &Roots, text: &str) -> Result<Place, SourceError> {
 fn reach(url: &str, private: bool, others: bool) -> Reach {
     let uri: Option<http::Uri> = url.parse().ok();
     let host = uri.and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
-    Reach { host, plain: url.starts_with("http://"), private, others }
+    Reach { host, plain: url.starts_with("http://"), private, others, credentials: false }
 }
 
 #[cfg(test)]

@@ -22,10 +22,11 @@ use super::{
     ObjectPath, SourceError,
     client::{Client, ClientError},
     remote::{Pieces, Proof, Reader, Remote, RemoteFile, hex},
+    roles,
 };
 use crate::{
     adapters::folder::{CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE},
-    config::{S3Keys, S3Place},
+    config::{S3Credentials, S3Place},
     terms::Digest,
 };
 
@@ -47,7 +48,14 @@ pub struct ObjectFiles(Objects);
 impl Objects {
     /// # Errors
     /// If the place cannot be one.
-    pub fn s3(name: &str, place: &S3Place, keys: Option<&S3Keys>, client: Client) -> Result<Self, SourceError> {
+    pub fn s3(
+        name: &str,
+        place: &S3Place,
+        credentials: &S3Credentials,
+        client: Client,
+        desk: Option<(String, Client)>,
+    ) -> Result<Self, SourceError> {
+        let connector = Connector { client, desk };
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(&place.bucket)
             .with_region(&place.region)
@@ -55,20 +63,12 @@ impl Objects {
             .with_allow_http(true)
             .with_retry(NO_RETRIES)
             .with_client_options(ClientOptions::new())
-            .with_http_connector(Connector(client));
+            .with_http_connector(connector);
         if let Some(endpoint) = &place.endpoint {
             builder = builder.with_endpoint(s3_endpoint(endpoint, place));
         }
-        builder = match keys {
-            Some(keys) => {
-                builder.with_access_key_id(&keys.access_key_id).with_secret_access_key(&keys.secret_access_key.0)
-            }
-            None => builder.with_skip_signature(true),
-        };
-        if let Some(token) = keys.and_then(|keys| keys.session_token.as_ref()) {
-            builder = builder.with_token(&token.0);
-        }
-        let store = builder.build().map_err(|error| SourceError::Settings(error.to_string()))?;
+        let store =
+            roles::signing(builder, credentials).build().map_err(|error| SourceError::Settings(error.to_string()))?;
         Ok(Self { name: name.to_owned(), store: Arc::new(store), prefix: place.prefix.clone() })
     }
 
@@ -79,7 +79,7 @@ impl Objects {
             .with_url(url)
             .with_retry(NO_RETRIES)
             .with_client_options(ClientOptions::new().with_allow_http(true))
-            .with_http_connector(Connector(client))
+            .with_http_connector(Connector { client, desk: None })
             .build()
             .map_err(|error| SourceError::Settings(error.to_string()))?;
         Ok(Self { name: name.to_owned(), store: Arc::new(store), prefix: String::new() })
@@ -261,23 +261,46 @@ fn first_line(text: &str) -> String {
 #[derive(Clone, Copy, Debug)]
 struct OpaqueTag;
 
-/// Gives every request to our own client.
+/// Gives every request to our own clients.
 #[derive(Debug)]
-struct Connector(Client);
+struct Connector {
+    client: Client,
+    /// Where keys are fetched, and who may do that.
+    desk: Option<(String, Client)>,
+}
 
 impl HttpConnector for Connector {
     fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(Service(self.0.clone())))
+        let desk = self.desk.clone().map(|(url, client)| (authority(&url).to_owned(), client));
+        Ok(HttpClient::new(Service { client: self.client.clone(), desk }))
     }
 }
 
 #[derive(Debug)]
-struct Service(Client);
+struct Service {
+    client: Client,
+    desk: Option<(String, Client)>,
+}
+
+impl Service {
+    fn client_for(&self, uri: &http::Uri) -> &Client {
+        match &self.desk {
+            Some((desk, client)) if uri.authority().is_some_and(|authority| authority.as_str() == desk) => client,
+            Some(_) | None => &self.client,
+        }
+    }
+}
+
+/// Host and port of a URL.
+fn authority(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or_default()
+}
 
 #[async_trait]
 impl HttpService for Service {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let response = self.0.send(request).await.map_err(of_http)?;
+        let response = self.client_for(request.uri()).send(request).await.map_err(of_http)?;
         let (mut parts, body) = response.into_parts();
         if parts.status.is_redirection() {
             let told = parts.headers.get(http::header::LOCATION).and_then(|to| to.to_str().ok()).unwrap_or("elsewhere");
@@ -322,6 +345,7 @@ mod tests {
             endpoint: None,
             virtual_host: true,
             private: false,
+            unsigned: false,
         };
         assert_eq!(s3_url(&place), "https://adapters.s3.eu-central-1.amazonaws.com");
         place.endpoint = Some("http://minio.store.svc:9000".into());

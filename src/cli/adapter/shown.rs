@@ -49,12 +49,22 @@ pub fn change(answer: &Value) -> String {
         (true, false, true) => format!("{name} is still {now}"),
         (true, false, false) => format!("{name} is {now}; it was {}", short(was)),
     };
-    for (key, mark) in [("pinned", "; pinned"), ("hold", "; on hold, until its file may move it again")] {
+    let hold = format!("; on hold: its file leaves it alone until `tunegate adapter release {name}`");
+    for (key, mark) in [("pinned", "; pinned"), ("hold", &hold)] {
         if answer[key] == true {
             line.push_str(mark);
         }
     }
     line + "\n"
+}
+
+/// A name whose hold was to end.
+pub fn released(answer: &Value) -> String {
+    let name = text(&answer["id"]);
+    if answer["changed"] == true {
+        return format!("{name} is not on hold any more; the file of desired adapters may move it\n");
+    }
+    format!("{name} was not on hold\n")
 }
 
 /// A name's versions, then its steps, the latest first.
@@ -63,7 +73,8 @@ pub fn history(answer: &Value) -> String {
         vec![["VERSION", "TIER", "BYTES", "ON DISK", "LEASES", "LAST USED", "LOAD MS", ""].map(str::to_owned)];
     for version in answer["versions"].as_array().into_iter().flatten() {
         let load = &version["load"];
-        let ms: Option<f64> = ["read_ms", "check_ms", "pack_ms"].into_iter().map(|stage| load[stage].as_f64()).sum();
+        let ms: Option<f64> =
+            ["read_ms", "check_ms", "pack_ms", "place_ms"].into_iter().map(|stage| load[stage].as_f64()).sum();
         rows.push([
             short(&version["version"]),
             text(&version["tier"]),
@@ -204,6 +215,8 @@ mod tests {
         assert_eq!(line(json!({"changed": false})), "a is bbbbbbbbbbbb, as before\n");
         assert_eq!(line(json!({"status": "unloaded", "was": "c".repeat(64)})), "a is unloaded; it was cccccccccccc\n");
         assert!(line(json!({"hold": true})).contains("on hold"));
+        assert!(released(&json!({"id": "a", "changed": true})).contains("not on hold any more"));
+        assert_eq!(released(&json!({"id": "a", "changed": false})), "a was not on hold\n");
     }
 
     #[test]

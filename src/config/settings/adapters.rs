@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::Check;
 use crate::{
     config::{
-        AdapterConfig, DEFAULT_REGION, FetchConfig, FollowConfig, HubConfig, S3Keys, Secret, SourceConfig, source,
-        value::Switch,
+        AdapterConfig, DEFAULT_REGION, Device, FetchConfig, FollowConfig, HubConfig, S3Credentials, Secret,
+        SourceConfig, source, value::Switch,
     },
     terms::AdapterName,
 };
@@ -42,6 +42,9 @@ impl Check<'_> {
             }
         }
         let sources = self.sources();
+        // A role that other programs here use is none of this server's affair.
+        let to_s3 = sources.iter().any(|source| matches!(source.place, SourcePlace::S3(_)));
+        let s3 = if to_s3 { self.s3_credentials() } else { S3Credentials::default() };
         let given = said.adapter_dir.is_some()
             || said.lora_modules.is_some()
             || said.adapter_root.is_some()
@@ -49,6 +52,12 @@ impl Check<'_> {
             || said.adapters_file.is_some();
         if !wanted && given {
             self.fault("enable_lora", "it is false, but adapters are given");
+        }
+        // On a CPU adapters are computed with in host memory: copies there are for whoever tries out a GPU's tiers.
+        let on_cpu = self.device() == Device::Cpu;
+        let host_bytes = if on_cpu { 0 } else { default.max_bytes };
+        if !on_cpu && said.max_cpu_loras.is_some() && said.adapter_host_bytes.is_some_and(|bytes| bytes.0 == 0) {
+            self.fault("adapter_host_bytes", "it is 0, but --max-cpu-loras asks for copies in host memory");
         }
         AdapterConfig {
             dirs: if wanted { dirs } else { Vec::new() },
@@ -62,6 +71,7 @@ impl Check<'_> {
             max_vault_bytes: said.adapter_vault_bytes.map(|bytes| bytes.0),
             max_lora_rank: self.at_least("max_lora_rank", said.max_lora_rank, default.max_lora_rank, 1),
             max_cpu_loras: said.max_cpu_loras.map(|count| self.at_least("max_cpu_loras", Some(count), 1, 1)),
+            max_host_bytes: said.adapter_host_bytes.map_or(host_bytes, |bytes| bytes.0),
             max_bytes: self.bytes("adapter_memory_bytes", said.adapter_memory_bytes, default.max_bytes, 1 << 20),
             max_file_bytes: self.bytes(
                 "max_adapter_file_bytes",
@@ -70,7 +80,7 @@ impl Check<'_> {
                 1 << 10,
             ),
             sources,
-            s3_keys: self.s3_keys(),
+            s3,
             hub: self.hub(),
             ca_file: said.adapter_ca_file.clone(),
             fetch: self.fetch(),
@@ -92,26 +102,6 @@ impl Check<'_> {
             }
         }
         sources
-    }
-
-    fn s3_keys(&mut self) -> Option<S3Keys> {
-        let said = &self.settings.said;
-        match (&said.s3_access_key_id, &said.s3_secret_access_key) {
-            (Some(id), Some(secret)) => Some(S3Keys {
-                access_key_id: id.clone(),
-                secret_access_key: Secret(secret.clone()),
-                session_token: said.s3_session_token.clone().map(Secret),
-            }),
-            (None, None) => None,
-            (Some(_), None) => {
-                self.fault("s3_access_key_id", "--s3-secret-access-key belongs to it");
-                None
-            }
-            (None, Some(_)) => {
-                self.fault("s3_secret_access_key", "--s3-access-key-id belongs to it");
-                None
-            }
-        }
     }
 
     fn hub(&mut self) -> HubConfig {

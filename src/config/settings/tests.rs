@@ -1,5 +1,5 @@
 use super::{adapters::lora_module, *};
-use crate::config::SourcePlace;
+use crate::config::{ContainerRole, S3Credentials, Secret, SourcePlace, WebIdentity};
 
 fn flags(line: &[&str]) -> Layer {
     let command = Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true));
@@ -91,6 +91,19 @@ fn the_help_tells_the_defaults_that_hold() {
         told += 1;
     }
     assert!(told >= 30, "{told}");
+}
+
+#[test]
+fn copies_in_host_memory_are_for_a_device_with_a_memory_of_its_own() {
+    let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
+    let host = |line: &[&str]| settled(line).expect("settled").adapters.max_host_bytes;
+    assert_eq!((host(&[]), host(&["--device", "cuda"])), (0, 4 << 30));
+    assert_eq!(host(&["--device", "cuda", "--adapter-host-bytes", "0"]), 0);
+    assert_eq!(host(&["--adapter-host-bytes", "1GiB"]), 1 << 30, "whoever tries the tier out on a CPU");
+    assert_eq!(host(&["--device", "metal", "--adapter-host-bytes", "1GiB", "--max-cpu-loras", "3"]), 1 << 30);
+    let line = ["--device", "cuda", "--adapter-host-bytes", "0", "--max-cpu-loras", "3"];
+    let faults = settled(&line).expect_err("a fault");
+    assert_eq!(faults[0].place, "--adapter-host-bytes");
 }
 
 #[test]
@@ -216,7 +229,7 @@ fn sources_of_adapters_are_settled_with_their_secrets_hidden() {
         flags(&given),
     );
     let config = settings.settle("m".into()).expect("settled").adapters;
-    let keys = config.s3_keys.clone().expect("keys");
+    let S3Credentials::Keys(keys) = &config.s3 else { panic!("keys: {:?}", config.s3) };
     assert_eq!((keys.access_key_id.as_str(), keys.secret_access_key.0.as_str()), ("id", "our own"));
     let SourcePlace::S3(place) = &config.sources[0].place else { panic!("a bucket") };
     assert_eq!((place.region.as_str(), place.prefix.as_str()), ("eu-central-1", "prod"));
@@ -235,4 +248,109 @@ fn sources_of_adapters_are_settled_with_their_secrets_hidden() {
         let faults = Settings::gather(None, environment(&[]), flags(line)).settle("m".into()).expect_err("a fault");
         assert!(faults.iter().any(|fault| fault.reason.contains(part)), "{line:?}: {faults:?}");
     }
+}
+
+const TO_S3: [&str; 2] = ["--adapter-source", "bucket=s3://adapters"];
+
+/// How requests are signed with these variables and flags beside a source that is a bucket.
+fn signed(variables: &[(&str, &str)], line: &[&str]) -> Result<S3Credentials, Vec<Fault>> {
+    let line: Vec<&str> = TO_S3.iter().chain(line).copied().collect();
+    let settings = Settings::gather(None, environment(variables), flags(&line));
+    settings.settle("m".into()).map(|config| config.adapters.s3)
+}
+
+#[test]
+fn roles_are_found_where_awss_own_programs_find_them() {
+    let keys = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "word"), ("AWS_SESSION_TOKEN", "session")];
+    let account = [
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token"),
+        ("AWS_ROLE_ARN", "arn:aws:iam::1:role/adapters"),
+        ("AWS_ROLE_SESSION_NAME", "here"),
+    ];
+    let task = [("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/credentials/x")];
+    let pod = [
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://169.254.170.23/v1/credentials"),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/var/run/pod"),
+    ];
+    let identity = WebIdentity {
+        token_file: "/var/run/token".into(),
+        role_arn: "arn:aws:iam::1:role/adapters".to_owned(),
+        session_name: Some("here".to_owned()),
+        endpoint: None,
+    };
+    let at_pod = ContainerRole::Pod {
+        url: "http://169.254.170.23/v1/credentials".to_owned(),
+        token_file: "/var/run/pod".into(),
+    };
+    let at_task = ContainerRole::Task(Secret("/v2/credentials/x".to_owned()));
+    let all = |parts: &[&[(&'static str, &'static str)]]| parts.concat();
+    assert!(matches!(signed(&all(&[&pod, &task, &account, &keys]), &[]), Ok(S3Credentials::Keys(_))));
+    assert_eq!(signed(&all(&[&pod, &task, &account]), &[]), Ok(S3Credentials::WebIdentity(identity)));
+    assert_eq!(signed(&all(&[&pod, &task]), &[]), Ok(S3Credentials::Container(at_task)));
+    assert_eq!(signed(&pod, &[]), Ok(S3Credentials::Container(at_pod)));
+    assert_eq!(signed(&[], &[]), Ok(S3Credentials::Unsigned));
+    assert_eq!(signed(&account[1..], &[]), Ok(S3Credentials::Unsigned), "a role alone is nobody's");
+    assert_eq!(signed(&all(&[&keys, &account]), &["--s3-credentials", "none"]), Ok(S3Credentials::Unsigned));
+    let instance = |line: &[&str]| signed(&keys, &[&["--s3-credentials", "instance"], line].concat());
+    assert_eq!(instance(&[]), Ok(S3Credentials::Instance { endpoint: None }));
+    let elsewhere = Some("http://127.0.0.1:1338".to_owned());
+    assert_eq!(
+        instance(&["--s3-metadata-endpoint", "http://127.0.0.1:1338/"]),
+        Ok(S3Credentials::Instance { endpoint: elsewhere })
+    );
+}
+
+#[test]
+fn half_a_role_and_a_desk_without_encryption_are_faults() {
+    for (variables, line, place) in [
+        (&[("AWS_WEB_IDENTITY_TOKEN_FILE", "/t")][..], &[][..], "AWS_WEB_IDENTITY_TOKEN_FILE"),
+        (&[("AWS_CONTAINER_CREDENTIALS_FULL_URI", "https://agent/x")], &[], "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+        (
+            &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://agent.example/x")],
+            &[],
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        ),
+        (&[("AWS_SECRET_ACCESS_KEY", "word")], &[], "AWS_SECRET_ACCESS_KEY"),
+        (
+            &[
+                ("AWS_ENDPOINT_URL_STS", "http://sts.example"),
+                ("AWS_ROLE_ARN", "arn"),
+                ("AWS_WEB_IDENTITY_TOKEN_FILE", "/t"),
+            ],
+            &[],
+            "AWS_ENDPOINT_URL_STS",
+        ),
+        (&[], &["--s3-credentials=instance", "--s3-metadata-endpoint=http://10.0.0.1"], "--s3-metadata-endpoint"),
+    ] {
+        let faults = signed(variables, line).expect_err(place);
+        assert_eq!(faults.iter().map(|fault| fault.place.as_str()).collect::<Vec<_>>(), [place], "{faults:?}");
+    }
+    let settings = Settings::gather(None, environment(&[("AWS_SECRET_ACCESS_KEY", "word")]), Layer::default());
+    assert!(settings.settle("m".into()).is_ok(), "without a bucket they are none of this server's affair");
+}
+
+#[test]
+fn what_came_from_awss_variables_is_shown_under_their_names() {
+    let variables = [
+        ("AWS_ACCESS_KEY_ID", "id"),
+        ("AWS_SECRET_ACCESS_KEY", "a word"),
+        ("AWS_DEFAULT_REGION", "eu-west-1"),
+        ("AWS_REGION", "eu-central-1"),
+        ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/a-word"),
+        ("AWS_SESSION_TOKEN", ""),
+        ("TUNEGATE_S3_SECRET_ACCESS_KEY", "our own"),
+    ];
+    let settings = Settings::gather(None, environment(&variables), flags(&TO_S3));
+    for (name, place) in [
+        ("s3_access_key_id", "AWS_ACCESS_KEY_ID"),
+        ("s3_secret_access_key", "TUNEGATE_S3_SECRET_ACCESS_KEY"),
+        ("s3_region", "AWS_REGION"),
+        ("s3_session_token", "default"),
+        ("s3_container_credentials_uri", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+    ] {
+        assert_eq!(settings.place(name), place);
+    }
+    let shown = format!("{:?}", settings.shown());
+    assert!(shown.contains("AWS_REGION") && shown.contains("eu-central-1"), "{shown}");
+    assert!(!shown.contains("word") && !shown.contains("our own"), "{shown}");
 }

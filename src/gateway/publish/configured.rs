@@ -9,9 +9,10 @@ use crate::{
 };
 
 impl Publisher {
-    /// Publishes every adapter that flags and folders name, and brings pinned ones into memory. A name that somebody else
-    /// moved meanwhile keeps what it has; one that nobody moved follows its folder. A bad adapter never stops the others:
-    /// gives every one that is not served from its folder, with the reasons. Blocks.
+    /// Publishes every adapter that flags and folders name, runs what the catalog brought back and has not been run on this
+    /// base, and brings pinned ones into memory. A name that somebody else moved meanwhile keeps what it has; one that nobody
+    /// moved follows its folder. A bad adapter never stops the others: gives every one that is not served, with the reasons.
+    /// Blocks.
     ///
     /// # Errors
     /// If a configured folder of adapters is not there, or the catalog cannot be written.
@@ -30,6 +31,8 @@ impl Publisher {
 
     async fn publish_all(&self, config: &AdapterConfig) -> Result<Vec<(String, Vec<Refusal>)>, PublishError> {
         let findings = source::configured(config)?;
+        // Nobody asks for anything yet, and nobody is served before it is known that it may be.
+        let aside = self.set_aside();
         let mut refused: Vec<(String, Vec<Refusal>)> = Vec::new();
         for (name, refusal) in findings.refused {
             refused.push((name, vec![refusal]));
@@ -78,6 +81,11 @@ impl Publisher {
                     refused.push((name, vec![Refusal { code: RefusalCode::Trial, subject, reason }]));
                 }
                 Err(error) => return Err(error),
+            }
+        }
+        for (name, refusals) in self.restore(aside).await {
+            if !refused.iter().any(|(known, _)| *known == name) {
+                refused.push((name, refusals));
             }
         }
         let adapters = Arc::clone(self.adapters());

@@ -35,7 +35,7 @@ impl Publisher {
                 Some(TrialRow { failed: None, .. }) => None,
                 // Only who asks by hand has it run once more.
                 Some(TrialRow { failed: Some(failed), .. }) if by != ManagedBy::Api => {
-                    return Err(refused(name, failed));
+                    return Err(refused(name, failed).into());
                 }
                 Some(_) | None => Some(trial),
             },
@@ -62,7 +62,7 @@ impl Publisher {
     }
 
     /// Runs the trial and keeps its verdict.
-    async fn try_out(&self, trial: &Trial, candidate: &AdapterLease) -> Result<(), PublishError> {
+    pub(super) async fn try_out(&self, trial: &Trial, candidate: &AdapterLease) -> Result<(), PublishError> {
         let name = &candidate.name;
         let verdict = trial.run(candidate).await.map_err(|error| {
             let (reason, retry_after_ms) = match error {
@@ -93,7 +93,7 @@ impl Publisher {
         blocking(move || Ok(adapters.keep_verdict(row)?)).await?;
         match verdict.failed {
             None => Ok(()),
-            Some(failed) => Err(refused(name, failed)),
+            Some(failed) => Err(refused(name, failed).into()),
         }
     }
 
@@ -122,10 +122,10 @@ impl Publisher {
     }
 }
 
-fn refused(name: &AdapterName, (test, reason): (String, String)) -> PublishError {
+pub(super) fn refused(name: &AdapterName, (test, reason): (String, String)) -> AdapterError {
     let reason = format!("{reason} (the trial before a load; --adapter-trial=false serves adapters untried)");
     let refusal = Refusal { code: RefusalCode::Trial, subject: test, reason };
-    AdapterError::Refused { name: name.to_string(), refusals: Arc::new(vec![refusal]) }.into()
+    AdapterError::Refused { name: name.to_string(), refusals: Arc::new(vec![refusal]) }
 }
 
 impl PublishError {

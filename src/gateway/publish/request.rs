@@ -57,7 +57,7 @@ pub struct Load {
     pub origin: Origin,
 }
 
-/// A name is to get a version back that it had.
+/// A name is to get a version back that it had. Its source is again where that version came from, whatever the origin says.
 #[derive(Clone, Debug)]
 pub struct Rollback {
     pub name: AdapterName,
@@ -70,6 +70,14 @@ pub struct Rollback {
 /// A name is to be served no longer.
 #[derive(Clone, Debug)]
 pub struct Unload {
+    pub name: AdapterName,
+    pub expected: Expected,
+    pub origin: Origin,
+}
+
+/// A name's hold is to end.
+#[derive(Clone, Debug)]
+pub struct Release {
     pub name: AdapterName,
     pub expected: Expected,
     pub origin: Origin,

@@ -18,7 +18,7 @@ use crate::{
         AdapterError, ManagedBy, NameRow,
         source::{SourceError, Sources},
     },
-    gateway::publish::{Publisher, Unload},
+    gateway::publish::{Publisher, Release, Unload},
     terms::AdapterName,
 };
 
@@ -210,7 +210,8 @@ impl Hands {
                 return Standing::Held;
             }
             // Whoever changed the entry means it.
-            if let Err(error) = self.publisher.release(name.clone(), origin(None)).await {
+            let release = Release { name: name.clone(), expected: Expected::Anything, origin: origin(None) };
+            if let Err(error) = self.publisher.release(release).await {
                 return Standing::Waiting { reason: error.to_string() };
             }
         }

@@ -137,6 +137,7 @@ impl Follower {
                 // The watch lives as long as this does.
                 changed = changes.changed() => changed.is_ok(),
                 _ = ticks.tick() => true,
+                () = self.gateway.0.look.notified() => true,
                 () = work => false,
             };
             if look {

@@ -18,7 +18,7 @@ use crate::{
         AdapterError, ManagedBy, Refusal,
         source::{Place, SourceError},
     },
-    gateway::publish::{Candidate, Expected, Load, Origin, PublishError, Published, Rollback, Unload},
+    gateway::publish::{Candidate, Expected, Load, Origin, PublishError, Published, Release, Rollback, Unload},
     http::{
         AppState,
         auth::Identity,
@@ -135,7 +135,8 @@ pub async fn list(State(app): State<AppState>, Extension(identity): Extension<Id
     let refused = adapters.refused();
     let names = adapters.names();
     let mut data: Vec<AdapterBody> = Vec::new();
-    for named in names.iter().filter(|named| named.row.version.is_some()) {
+    // One that was unloaded by hand and is on hold is shown, so that who may release it sees it.
+    for named in names.iter().filter(|named| named.row.version.is_some() || named.row.hold) {
         data.push(AdapterBody::of(named, adapters, reasons(&refused, named.row.name.as_str()), false));
     }
     for (name, confined) in adapters.confined() {
@@ -145,11 +146,15 @@ pub async fn list(State(app): State<AppState>, Extension(identity): Extension<Id
         }
     }
     for (name, refusals) in &refused {
-        if !names.iter().any(|named| named.row.name.as_str() == name && named.row.version.is_some()) {
+        if !data.iter().any(|body| body.id() == name) {
             data.push(AdapterBody::refused(name, refusals, adapters));
         }
     }
-    let memory = json!({"bytes": adapters.resident().bytes, "limit_bytes": app.max_adapter_bytes()});
+    let resident = adapters.resident();
+    // Null where adapters are computed with in host memory: there is no tier between that and the disk.
+    let host =
+        resident.host.map(|host| json!({"count": host.count, "bytes": host.bytes, "limit_bytes": host.limit_bytes}));
+    let memory = json!({"bytes": resident.bytes, "limit_bytes": app.max_adapter_bytes(), "host": host});
     let followed = app.gateway().reports().borrow().clone();
     let base = json!({"id": app.gateway().base_name(), "digest": adapters.base()});
     let list = json!({"object": "list", "data": data, "memory": memory, "followed": followed, "base": base});
@@ -178,27 +183,41 @@ pub async fn get(
     Ok(Json(body).into_response())
 }
 
-/// POST /v1/adapters/{id}/rollback: one step back, or to a named version.
-pub async fn rollback(
+/// POST /v1/adapters/{id}/rollback and /v1/adapters/{id}/release; the name may hold slashes.
+pub async fn act(
     State(app): State<AppState>,
     Extension(identity): Extension<Identity>,
     id: Result<Path<String>, PathRejection>,
     body: Result<JsonBody, ApiError>,
 ) -> Result<Response, ApiError> {
-    let mut fields = admitted(&app, &identity, body)?;
+    let fields = admitted(&app, &identity, body)?;
     let Path(id) = id.map_err(|_| ApiError::invalid("id", "the adapter's name in the path is not UTF-8"))?;
-    let Some(name) = id.strip_suffix("/rollback") else {
-        let message =
-            format!("there is no route POST /v1/adapters/{}; there is /v1/adapters/NAME/rollback", shown(&id));
-        return Err(ApiError::new(StatusCode::NOT_FOUND, "route_not_found", message));
-    };
-    let name = AdapterName::parse(name).map_err(|_| unknown(name))?;
+    let named = |name: &str| AdapterName::parse(name).map_err(|_| unknown(name));
+    match id.rsplit_once('/') {
+        Some((name, "rollback")) => rollback(&app, &identity, named(name)?, fields).await,
+        Some((name, "release")) => release(&app, &identity, named(name)?, fields).await,
+        Some(_) | None => {
+            let message = format!(
+                "there is no route POST /v1/adapters/{}; there are /v1/adapters/NAME/rollback and /v1/adapters/NAME/release",
+                shown(&id)
+            );
+            Err(ApiError::new(StatusCode::NOT_FOUND, "route_not_found", message))
+        }
+    }
+}
+
+/// One step back, or to a named version.
+async fn rollback(
+    app: &AppState,
+    identity: &Identity,
+    name: AdapterName,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let to = fields.string("version", 64)?;
     let expected = expected(&mut fields)?;
     let why = fields.string("why", MAX_WHY_BYTES)?;
-    rest(&app, fields)?;
-    let source = app.gateway().adapters().named(name.as_str()).and_then(|named| named.row.source);
-    let origin = Origin { managed_by: ManagedBy::Api, who: identity.who(), why, source };
+    rest(app, fields)?;
+    let origin = Origin { managed_by: ManagedBy::Api, who: identity.who(), why, source: None };
     let rollback = Rollback { name, to, expected, origin };
     let published = app.gateway().publisher().rollback(rollback).await.map_err(|error| match error {
         PublishError::Adapter(AdapterError::UnknownVersion { .. } | AdapterError::AmbiguousVersion { .. }) => {
@@ -206,7 +225,27 @@ pub async fn rollback(
         }
         error => error.into(),
     })?;
-    Ok(Json(shown_as(&app, &published)).into_response())
+    Ok(Json(shown_as(app, &published)).into_response())
+}
+
+/// Ends a hold, and has the file of desired adapters looked at.
+async fn release(
+    app: &AppState,
+    identity: &Identity,
+    name: AdapterName,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
+    let expected = expected(&mut fields)?;
+    let why = fields.string("why", MAX_WHY_BYTES)?;
+    rest(app, fields)?;
+    let origin = Origin { managed_by: ManagedBy::Api, who: identity.who(), why, source: None };
+    let step = app.gateway().publisher().release(Release { name: name.clone(), expected, origin }).await?;
+    let adapters = app.gateway().adapters();
+    let named = adapters.named(name.as_str()).ok_or_else(|| unknown(name.as_str()))?;
+    let mut value = json!(AdapterBody::of(&named, adapters, None, false));
+    value["changed"] = json!(step.is_some());
+    app.gateway().look_again();
+    Ok(Json(value).into_response())
 }
 
 /// POST /v1/adapters/check: the plan that would be applied, or every reason for refusal; loads nothing.

@@ -59,6 +59,8 @@ struct VersionBody {
     tier: &'static str,
     /// In memory; 0 elsewhere.
     bytes: u64,
+    /// Of a copy in host memory, beside the device's.
+    host_bytes: u64,
     kept_bytes: u64,
     leases: usize,
     pinned: bool,
@@ -93,10 +95,13 @@ struct QuarantineBody {
 /// How long the stages of the last load took, in milliseconds.
 #[derive(Debug, Serialize)]
 struct LoadBody {
+    /// `disk` or `host`.
+    from: &'static str,
     read_ms: f64,
     hash_ms: f64,
     check_ms: f64,
     pack_ms: f64,
+    place_ms: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,6 +114,8 @@ struct StepBody {
     who: String,
     why: Option<String>,
     source: Option<String>,
+    /// Of the server that did it.
+    base: Option<Digest>,
 }
 
 impl AdapterBody {
@@ -198,12 +205,13 @@ impl AdapterBody {
 
 fn versions(named: &Named, adapters: &AdapterStore) -> Vec<VersionBody> {
     let body = |kept: crate::adapters::KeptVersion| {
-        let VersionUse { residency, bytes, leases, pinned, last_used_ms, load } = kept.usage;
+        let VersionUse { residency, bytes, host_bytes, leases, pinned, last_used_ms, load } = kept.usage;
         VersionBody {
             version: kept.version,
             current: named.row.version == Some(kept.version),
             tier: if residency == Residency::Cold && kept.kept_bytes == 0 { "gone" } else { tier(residency) },
             bytes,
+            host_bytes,
             kept_bytes: kept.kept_bytes,
             leases,
             pinned,
@@ -217,8 +225,15 @@ fn versions(named: &Named, adapters: &AdapterStore) -> Vec<VersionBody> {
 
 impl LoadBody {
     fn of(times: LoadTimes) -> Self {
-        let LoadTimes { read_us, hash_us, check_us, pack_us } = times;
-        Self { read_ms: ms(read_us), hash_ms: ms(hash_us), check_ms: ms(check_us), pack_ms: ms(pack_us) }
+        let LoadTimes { read_us, hash_us, check_us, pack_us, place_us } = times;
+        Self {
+            from: if place_us > 0 { "host" } else { "disk" },
+            read_ms: ms(read_us),
+            hash_ms: ms(hash_us),
+            check_ms: ms(check_us),
+            pack_ms: ms(pack_us),
+            place_ms: ms(place_us),
+        }
     }
 }
 
@@ -284,6 +299,7 @@ impl StepBody {
             who: step.who.clone(),
             why: step.why.clone(),
             source: step.source.clone(),
+            base: step.base,
         }
     }
 }
@@ -292,6 +308,7 @@ const fn tier(residency: Residency) -> &'static str {
     match residency {
         Residency::Resident => "memory",
         Residency::Loading => "loading",
+        Residency::Host => "host",
         Residency::Cold => "disk",
     }
 }

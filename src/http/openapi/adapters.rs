@@ -30,6 +30,7 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
         "expected_version": expected, "why": why,
     });
     add("RollbackRequest", object(back, &[]));
+    add("ReleaseRequest", object(json!({"expected_version": expected, "why": why}), &[]));
     add("CheckRequest", object(json!({"lora_path": path}), &["lora_path"]));
     let refusal = object(json!({"code": text(), "subject": text(), "reason": text()}), &["code", "subject", "reason"]);
     let refusals = json!({"type": "array", "items": refusal});
@@ -56,7 +57,13 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
     });
     add("Unloaded", object(unloaded, &["id", "object", "status", "was"]));
     add("Adapter", adapter(&refusals));
-    let memory = object(json!({"bytes": count(), "limit_bytes": count()}), &["bytes", "limit_bytes"]);
+    let host = json!({
+        "type": ["object", "null"],
+        "description": "Copies in host memory; null where adapters are computed with there, or none are kept.",
+        "properties": {"count": count(), "bytes": count(), "limit_bytes": count()},
+    });
+    let memory =
+        object(json!({"bytes": count(), "limit_bytes": count(), "host": host}), &["bytes", "limit_bytes", "host"]);
     let standing = json!({
         "state": {"enum": ["in_place", "held", "waiting", "failed", "passed_over"]}, "reason": text(), "managed_by": text(),
     });
@@ -77,7 +84,9 @@ fn adapter(refusals: &Value) -> Value {
     let ms = json!({"type": "number", "minimum": 0});
     let load = json!({
         "type": ["object", "null"], "description": "How long the stages of the last load took.",
-        "properties": {"read_ms": ms, "hash_ms": ms, "check_ms": ms, "pack_ms": ms},
+        "properties": {
+            "from": {"enum": ["disk", "host"]}, "read_ms": ms, "hash_ms": ms, "check_ms": ms, "pack_ms": ms, "place_ms": ms,
+        },
     });
     let times = json!({
         "type": "object", "description": "How long the stages of the change took, in its answer.",
@@ -106,13 +115,14 @@ fn adapter(refusals: &Value) -> Value {
         },
     });
     let version = json!({
-        "version": text(), "current": {"type": "boolean"}, "tier": {"enum": ["memory", "loading", "disk", "gone"]},
-        "bytes": count(), "kept_bytes": count(), "leases": count(), "pinned": {"type": "boolean"},
+        "version": text(), "current": {"type": "boolean"}, "tier": {"enum": ["memory", "loading", "host", "disk", "gone"]},
+        "bytes": count(), "host_bytes": count(), "kept_bytes": count(), "leases": count(), "pinned": {"type": "boolean"},
         "last_used": maybe_count, "load": load, "trial": trial,
     });
     let step = json!({
-        "at": count(), "operation": {"enum": ["load", "replace", "rollback", "unload", "settings", "import"]},
+        "at": count(), "operation": {"enum": ["load", "replace", "rollback", "unload", "settings", "release", "import"]},
         "version": maybe_text(), "managed_by": text(), "who": text(), "why": maybe_text(), "source": maybe_text(),
+        "base": maybe_text(),
     });
     object(
         json!({
@@ -120,7 +130,7 @@ fn adapter(refusals: &Value) -> Value {
             "version": maybe_text(),
             "managed_by": {"enum": ["first_use", "folder", "flag", "api", "file", null]}, "hold": {"type": "boolean"},
             "pinned": {"type": "boolean"}, "source": maybe_text(), "since": maybe_count,
-            "tier": {"enum": ["memory", "loading", "disk", null]}, "bytes": maybe_count, "file_bytes": maybe_count,
+            "tier": {"enum": ["memory", "loading", "host", "disk", null]}, "bytes": maybe_count, "file_bytes": maybe_count,
             "rank": maybe_count, "targets": texts(), "trained_on": maybe_text(), "description": maybe_text(),
             "notes": texts(), "leases": count(), "last_used": maybe_count, "load": load, "refused": refusals,
             "quarantine": quarantine,

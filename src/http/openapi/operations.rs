@@ -108,6 +108,12 @@ pub fn operation(route: Route) -> Value {
             operation["requestBody"] = takes("RollbackRequest");
             operation
         }
+        Route::ReleaseAdapter => {
+            let summary = "End a name's hold: the file of desired adapters may move it again.";
+            let mut operation = one_stored("releaseAdapter", summary, gives("Adapter"));
+            operation["requestBody"] = takes("ReleaseRequest");
+            operation
+        }
         Route::Health => plain("health", "Whether the engine is alive.", gives("Status")),
         Route::Ready => plain("ready", "Whether new requests are welcome.", gives("Status")),
         Route::Metrics => plain(

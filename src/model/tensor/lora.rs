@@ -6,13 +6,15 @@ use candle_core::{DType, Device, Tensor};
 
 use super::{
     decoder::Network,
-    rows::{TensorRows, place},
+    host::HostTensors,
+    rows::{TensorRows, in_dtype},
 };
 use crate::{
     model::{
-        BaseWeights, LoraAdapter, Matrix, ModelShape, PackError, Packer, Projection, Site, SiteDelta,
+        BaseWeights, HostCopy, LoraAdapter, Matrix, ModelShape, PackError, Packer, Projection, Site, SiteDelta,
         changes::{self, Change, Changes},
         dora::{embedding_gains, gains, transposed},
+        lora::Copied,
     },
     terms::{AdapterVersion, Digest},
 };
@@ -105,8 +107,33 @@ impl Packer for TensorPacker {
     }
 
     fn packed_bytes(&self, sites: &[(Site, SiteDelta)]) -> u64 {
+        self.bytes(sites, TensorAdapter::PLACES)
+    }
+
+    fn pack(&self, version: AdapterVersion, sites: Vec<(Site, SiteDelta)>) -> Packed<LoraAdapter> {
+        let bytes = self.packed_bytes(&sites);
+        let tensors = self.tensors(sites)?;
+        let tensors = if self.device.is_cpu() { tensors } else { tensors.placed(&self.device).map_err(refused)? };
+        Ok(LoraAdapter::new(version, bytes, Arc::new(tensors)))
+    }
+
+    fn leaves_copies(&self) -> bool {
+        true
+    }
+
+    fn pack_and_copy(&self, version: AdapterVersion, sites: Vec<(Site, SiteDelta)>) -> Packed<Copied> {
+        let (bytes, device_bytes) = (self.bytes(&sites, 1), self.packed_bytes(&sites));
+        let tensors = self.tensors(sites)?;
+        let copy = HostTensors { version, bytes, device_bytes, tensors, device: self.device.clone() };
+        Ok((copy.place()?, Some(Arc::new(copy))))
+    }
+}
+
+impl TensorPacker {
+    /// Bytes of an adapter of which each low rank inside a layer lies in `places` places.
+    fn bytes(&self, sites: &[(Site, SiteDelta)], places: u64) -> u64 {
         let numbers = |count: usize| (count * size_of::<f32>()) as u64;
-        let places = |site: Site| if site == Site::Head { 1 } else { TensorAdapter::PLACES };
+        let places = |site: Site| if site == Site::Head { 1 } else { places };
         let bytes = sites.iter().map(|(site, delta)| match delta {
             SiteDelta::LowRank { a, b, lora_bias, base_bias, magnitude, .. } => {
                 let turned = lora_bias.is_some() || base_bias.is_some() || magnitude.is_some();
@@ -124,8 +151,8 @@ impl Packer for TensorPacker {
         bytes.sum()
     }
 
-    fn pack(&self, version: AdapterVersion, sites: Vec<(Site, SiteDelta)>) -> Packed<LoraAdapter> {
-        let bytes = self.packed_bytes(&sites);
+    /// In host memory.
+    fn tensors(&self, sites: Vec<(Site, SiteDelta)>) -> Packed<TensorAdapter> {
         let changes = Changes::of(&self.shape, sites)?;
         let turned = changes.layers.iter().flatten().flatten().any(Change::turns);
         let mut layers: Vec<[Option<LowRank>; Projection::ALL.len()]> = Vec::new();
@@ -144,15 +171,9 @@ impl Packer for TensorPacker {
         }
         let embedding = changes.embedding.map(|change| self.embedding(change)).transpose()?;
         let head = changes.head.map(|change| self.head(change)).transpose()?;
-        Ok(LoraAdapter::new(
-            version,
-            bytes,
-            Arc::new(TensorAdapter { base: self.base, layers, turns, embedding, head }),
-        ))
+        Ok(TensorAdapter { base: self.base, layers, turns, embedding, head })
     }
-}
 
-impl TensorPacker {
     fn low_rank(&self, changes::LowRank { a, b, scale }: changes::LowRank) -> Packed<LowRank> {
         let place = |matrix: Matrix| self.tensor(matrix.values.to_f32(), &[1, matrix.rows, matrix.cols]);
         Ok(LowRank { a: place(a)?, b: place(b)?, scale: self.tensor(vec![scale], &[1, 1, 1])?, factor: scale })
@@ -210,7 +231,7 @@ impl TensorPacker {
 
     fn whole(&self, matrix: Option<Matrix>) -> Packed<Option<Tensor>> {
         let Some(Matrix { rows, cols, values }) = matrix else { return Ok(None) };
-        place(values.to_f32(), (rows, cols), self.dtype, &self.device).map(Some).map_err(refused)
+        in_dtype(values.to_f32(), (rows, cols), self.dtype).map(Some).map_err(refused)
     }
 
     /// A site's matrix on the host: the base's, or what is in its place.
@@ -224,7 +245,7 @@ impl TensorPacker {
     }
 
     fn tensor(&self, values: Vec<f32>, shape: &[usize]) -> Packed<Tensor> {
-        Tensor::from_vec(values, shape, &self.device).map_err(refused)
+        Tensor::from_vec(values, shape, &Device::Cpu).map_err(refused)
     }
 }
 

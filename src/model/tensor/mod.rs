@@ -15,6 +15,7 @@ mod candidates;
 mod decoder;
 mod deltas;
 mod draw;
+mod host;
 mod kv;
 mod linear;
 mod lora;

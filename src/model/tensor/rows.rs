@@ -30,9 +30,9 @@ impl TensorRows {
     }
 }
 
-/// A matrix on the device, in the dtype of the base's: one that an adapter brings whole.
-pub fn place(values: Vec<f32>, shape: (usize, usize), dtype: DType, device: &Device) -> Result<Tensor> {
-    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+/// A matrix on the host, in the dtype of the base's: one that an adapter brings whole.
+pub fn in_dtype(values: Vec<f32>, shape: (usize, usize), dtype: DType) -> Result<Tensor> {
+    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
 }
 
 impl BaseWeights for TensorRows {

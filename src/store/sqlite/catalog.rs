@@ -21,7 +21,7 @@ pub fn names(connection: &mut Connection) -> Result<Vec<(NameRow, Vec<Step>)>, S
     Ok(names)
 }
 
-pub fn change(connection: &mut Connection, change: &NameChange) -> Result<Changed, StoreError> {
+pub fn change(connection: &mut Connection, change: &NameChange, base: Digest) -> Result<Changed, StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found = current(&transaction, &change.row.name)?;
     if found != change.seen {
@@ -54,6 +54,7 @@ pub fn change(connection: &mut Connection, change: &NameChange) -> Result<Change
         who: change.who.clone(),
         why: change.why.clone(),
         source: row.source.clone(),
+        base: Some(base),
     };
     step.seq = add_step(&transaction, &row.name, &step)?;
     transaction.commit()?;
@@ -81,6 +82,7 @@ pub fn import(connection: &mut Connection, histories: &[OldHistory]) -> Result<(
                 who: "tunegate".to_owned(),
                 why: None,
                 source: None,
+                base: None,
             };
             add_step(&transaction, name, &step)?;
         }
@@ -101,8 +103,8 @@ fn add_step(transaction: &Transaction<'_>, name: &AdapterName, step: &Step) -> R
     let version = step.version.as_ref().map(|version| version.0.as_bytes().as_slice());
     let seq = transaction
         .prepare_cached(
-            "INSERT INTO adapter_steps (name, at_ms, operation, version, managed_by, who, why, source)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO adapter_steps (name, at_ms, operation, version, managed_by, who, why, source, base)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .insert(params![
             name.as_str(),
@@ -113,6 +115,7 @@ fn add_step(transaction: &Transaction<'_>, name: &AdapterName, step: &Step) -> R
             step.who,
             step.why,
             step.source,
+            step.base.as_ref().map(|base| base.as_bytes().as_slice()),
         ])?;
     Ok(seq as u64)
 }
@@ -132,6 +135,7 @@ fn steps(transaction: &Transaction<'_>, name: &AdapterName) -> Result<Vec<Step>,
             who: row.get("who")?,
             why: row.get("why")?,
             source: row.get("source")?,
+            base: row.get::<_, Option<[u8; 32]>>("base")?.map(Digest::from_bytes),
         });
     }
     Ok(steps)
@@ -176,6 +180,10 @@ mod tests {
         connection
     }
 
+    fn changed(database: &mut Connection, to: &NameChange) -> Result<Changed, StoreError> {
+        change(database, to, Digest::of(b"base"))
+    }
+
     fn digest(word: &str) -> AdapterVersion {
         AdapterVersion(Digest::of(word.as_bytes()))
     }
@@ -203,10 +211,11 @@ mod tests {
     fn a_change_of_what_the_caller_saw_is_applied_and_any_other_is_not() {
         let mut database = database();
         let (one, two) = (digest("one"), digest("two"));
-        let Changed::Applied(step) = change(&mut database, &to("a", None, Some(one), 5)).unwrap() else { panic!() };
+        let Changed::Applied(step) = changed(&mut database, &to("a", None, Some(one), 5)).unwrap() else { panic!() };
         assert_eq!((step.seq, step.version, step.at_ms, step.who.as_str()), (1, Some(one), 5, "root"));
+        assert_eq!(step.base, Some(Digest::of(b"base")));
         for wrong in [None, Some(two)] {
-            let moved = change(&mut database, &to("a", wrong, Some(two), 6)).unwrap();
+            let moved = changed(&mut database, &to("a", wrong, Some(two), 6)).unwrap();
             assert_eq!(moved, Changed::Moved { found: Some(one) });
         }
         let names = names(&mut database).unwrap();
@@ -217,11 +226,11 @@ mod tests {
     fn an_unloaded_name_is_remembered_with_its_history() {
         let mut database = database();
         let one = digest("one");
-        change(&mut database, &to("a", None, Some(one), 5)).unwrap();
-        change(&mut database, &to("a", Some(one), None, 6)).unwrap();
-        let moved = change(&mut database, &to("a", Some(one), Some(one), 7)).unwrap();
+        changed(&mut database, &to("a", None, Some(one), 5)).unwrap();
+        changed(&mut database, &to("a", Some(one), None, 6)).unwrap();
+        let moved = changed(&mut database, &to("a", Some(one), Some(one), 7)).unwrap();
         assert_eq!(moved, Changed::Moved { found: None });
-        change(&mut database, &to("a", None, Some(one), 8)).unwrap();
+        changed(&mut database, &to("a", None, Some(one), 8)).unwrap();
         let names = names(&mut database).unwrap();
         assert_eq!(names[0].0.version, Some(one));
         let versions: Vec<_> = names[0].1.iter().map(|step| (step.operation, step.version)).collect();

@@ -111,8 +111,8 @@ impl Store for SqliteStore {
         self.read(catalog::names)
     }
 
-    fn change_name(&self, change: &NameChange) -> Result<Changed, StoreError> {
-        self.write(|connection| catalog::change(connection, change))
+    fn change_name(&self, change: &NameChange, base: Digest) -> Result<Changed, StoreError> {
+        self.write(|connection| catalog::change(connection, change, base))
     }
 
     fn import_names(&self, histories: &[OldHistory]) -> Result<(), StoreError> {

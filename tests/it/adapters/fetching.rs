@@ -12,7 +12,7 @@ use tunegate::{
         folder::AdapterFiles,
         source::{Delivery, SourceError, Sources},
     },
-    config::{AdapterConfig, DEFAULT_REGION, FetchConfig, HubConfig, S3Keys, Secret, parse_source},
+    config::{AdapterConfig, DEFAULT_REGION, FetchConfig, HubConfig, S3Credentials, S3Keys, Secret, parse_source},
     terms::AdapterVersion,
 };
 
@@ -51,7 +51,8 @@ impl Place {
     fn s3(address: SocketAddr) -> Self {
         let mut place = Self::new(&[format!("bucket=s3://{}/prod?endpoint=http://{address}", S3::BUCKET)]);
         let (id, secret) = (S3::KEY_ID.to_owned(), Secret(S3::SECRET.to_owned()));
-        place.config.s3_keys = Some(S3Keys { access_key_id: id, secret_access_key: secret, session_token: None });
+        let keys = S3Keys { access_key_id: id, secret_access_key: secret, session_token: None };
+        place.config.s3 = S3Credentials::Keys(keys);
         place
     }
 
@@ -324,7 +325,7 @@ async fn a_bucket_gives_its_objects_through_cuts_stalls_and_wrong_bytes() {
     assert_ne!(after.origin, before);
 
     let mut open = Place::s3(proxy.address);
-    open.config.s3_keys = None;
+    open.config.s3 = S3Credentials::Unsigned;
     assert!(fetch(&open.open(), "bucket:team/triage").await.is_ok(), "a bucket that anybody may read");
     assert!(!proxy.requests().last().unwrap().to_lowercase().contains("authorization"));
 }

@@ -257,6 +257,53 @@ async fn a_name_that_was_rolled_back_by_hand_is_held_until_its_entry_changes() {
 }
 
 #[tokio::test]
+async fn a_hold_that_is_ended_by_hand_gives_the_name_back_to_its_file_at_once() {
+    let (desk, depot) = (Desk::new(), Depot::start());
+    shelve(&depot, "triage", 1.0);
+    desk.desire("adapters: {triage: {source: 'web:triage'}, gone: {source: 'web:triage'}}");
+    let server = desk
+        .start(|config| {
+            config.dirs = Vec::new();
+            config.sources = vec![parse_source(&format!("web={}/a", depot.url()), DEFAULT_REGION).unwrap()];
+            config.follow.desired = Some(desk.file());
+            // Nothing but a change of the file or a word looks again.
+            config.follow.interval = Duration::from_secs(3600);
+        })
+        .await;
+    let names = ["triage", "gone"];
+    until(&server, |report| names.iter().all(|name| stands(report, name, &Standing::InPlace))).await;
+    let first = version(&server, "triage");
+    shelve(&depot, "triage", 2.0);
+    server.gateway.look_again();
+    until(&server, |_| version(&server, "triage") != first).await;
+    let second = version(&server, "triage");
+
+    let post = async |path: &str| server.post(path, &json!({"why": "by hand"})).await;
+    assert_eq!(post("/v1/adapters/triage/rollback").await.status, 200);
+    assert_eq!(server.post("/v1/unload_lora_adapter", &json!({"lora_name": "gone"})).await.status, 200);
+    server.gateway.look_again();
+    until(&server, |report| names.iter().all(|name| stands(report, name, &Standing::Held))).await;
+    let listed = server.get("/v1/adapters").await.json();
+    for (index, status) in [(0, "unloaded"), (1, "serving")] {
+        let one = &listed["data"][index];
+        assert_eq!((&one["status"], &one["hold"]), (&json!(status), &json!(true)), "{listed}");
+    }
+    assert_eq!(post("/v1/adapters/nobody/release").await.error().0, 404);
+    let other = server.post("/v1/adapters/triage/release", &json!({"expected_version": "000000"})).await;
+    assert_eq!(other.error(), (409, "version_mismatch".to_owned(), Some("expected_version".to_owned())));
+
+    for name in names {
+        let released = post(&format!("/v1/adapters/{name}/release")).await.json();
+        assert_eq!((&released["hold"], &released["changed"]), (&json!(false), &json!(true)), "{released}");
+    }
+    until(&server, |_| version(&server, "triage") == second && version(&server, "gone") == second).await;
+    until(&server, |report| names.iter().all(|name| stands(report, name, &Standing::InPlace))).await;
+    assert_eq!(post("/v1/adapters/triage/release").await.json()["changed"], false, "there is nothing to end");
+    let history = server.get("/v1/adapters/triage").await.json()["history"].clone();
+    assert_eq!((&history[1]["operation"], &history[1]["why"]), (&json!("release"), &json!("by hand")), "{history}");
+}
+
+#[tokio::test]
 async fn a_version_that_the_file_pins_is_that_version_or_none() {
     let (desk, depot) = (Desk::new(), Depot::start());
     shelve(&depot, "triage", 1.0);

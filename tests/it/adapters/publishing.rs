@@ -4,9 +4,9 @@ use std::{path::Path, sync::Arc};
 
 use serde_json::json;
 use tunegate::{
-    adapters::{AdapterError, AdapterStore, ManagedBy},
+    adapters::{AdapterError, AdapterStore, ManagedBy, Operation},
     gateway::publish::{
-        Candidate, Expected, Load, Origin, PublishError, Published, Publisher, Rollback, Unload, VaultLimits,
+        Candidate, Expected, Load, Origin, PublishError, Published, Publisher, Release, Rollback, Unload, VaultLimits,
     },
     terms::{AdapterName, AdapterVersion},
 };
@@ -328,8 +328,19 @@ async fn a_name_of_the_file_that_somebody_moved_is_on_hold_until_that_ends() {
     drop(publisher);
     let publisher = desk.start();
     assert!(publisher.adapters().named("poet").unwrap().row.hold, "a hold outlives a restart");
-    assert!(publisher.release(name("poet"), by(ManagedBy::Api)).await.unwrap());
-    assert!(!publisher.release(name("poet"), by(ManagedBy::Api)).await.unwrap());
+    let release = |who: &str, expected: Expected| Release { name: name(who), expected, origin: by(ManagedBy::Api) };
+    let other = Expected::Version("000000".to_owned());
+    assert!(matches!(publisher.release(release("poet", other)).await, Err(PublishError::Conflict { .. })));
+    let nobody = publisher.release(release("nobody", Expected::Anything)).await;
+    assert!(matches!(nobody, Err(PublishError::NotLoaded { .. })));
+    let step = publisher.release(release("poet", Expected::Version(first.short()))).await.unwrap().unwrap();
+    assert_eq!((step.operation, step.version), (Operation::Release, Some(first)));
+    assert!(publisher.release(release("poet", Expected::Anything)).await.unwrap().is_none());
+    drop(publisher);
+    let publisher = desk.start();
+    let poet = publisher.adapters().named("poet").unwrap();
+    assert!(!poet.row.hold, "so does its end");
+    assert_eq!(poet.steps.last(), Some(&step));
     let row = publisher.load(file(three)).await.unwrap().row;
     assert_eq!((row.managed_by, row.hold), (ManagedBy::File, false));
 }

@@ -42,7 +42,7 @@ fn code(answer: &Answer) -> Option<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_loopback_they_are_open() {
     let server = server(|_| {}).await;
-    assert_eq!(admin_routes().count(), 6);
+    assert_eq!(admin_routes().count(), 7);
     let load = server.send(route(Route::LoadAdapter)).await;
     assert_eq!(code(&load), None);
     for of in admin_routes() {
