@@ -14,7 +14,7 @@ use crate::{
     adapters::{AdapterError, Refusal, RootsError, source::SourceError},
     engine::{EngineFault, SubmitError},
     gateway::{AskError, ReplayError, ReplyError, publish::PublishError},
-    journal::JournalError,
+    journal::{FeedbackError, JournalError},
     text::TextError,
 };
 
@@ -375,6 +375,18 @@ impl From<JournalError> for ApiError {
                 Self::internal("record_unreadable", "the record could not be read", reason)
             }
             JournalError::UnknownCursor { .. } => Self::invalid("after", error),
+        }
+    }
+}
+
+impl From<FeedbackError> for ApiError {
+    fn from(error: FeedbackError) -> Self {
+        match error {
+            FeedbackError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "feedback_conflict", error).about("id"),
+            FeedbackError::NotKept { field, .. } => {
+                Self::new(StatusCode::FORBIDDEN, "content_not_recorded", error).about(field)
+            }
+            FeedbackError::Journal(error) => error.into(),
         }
     }
 }

@@ -4,6 +4,7 @@ mod admin;
 pub mod auth;
 pub mod body;
 pub mod error;
+mod feedback;
 pub mod limits;
 pub mod openai;
 pub mod openapi;

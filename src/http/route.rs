@@ -9,6 +9,7 @@ use http::Method;
 use super::{
     AppState,
     admin::adapters,
+    feedback,
     openai::{create, models, stored, tokens},
     openapi, ops, replay,
 };
@@ -28,6 +29,10 @@ pub enum Route {
     Tokenize,
     Detokenize,
     Replay,
+    GiveFeedback,
+    ListFeedback,
+    GetFeedback,
+    RetractFeedback,
     LoadAdapter,
     UnloadAdapter,
     ListAdapters,
@@ -55,6 +60,10 @@ impl Route {
         Self::Tokenize,
         Self::Detokenize,
         Self::Replay,
+        Self::GiveFeedback,
+        Self::ListFeedback,
+        Self::GetFeedback,
+        Self::RetractFeedback,
         Self::LoadAdapter,
         Self::UnloadAdapter,
         Self::ListAdapters,
@@ -80,6 +89,8 @@ impl Route {
             Self::Tokenize => "/tokenize",
             Self::Detokenize => "/detokenize",
             Self::Replay => "/admin/replay/{id}",
+            Self::GiveFeedback | Self::ListFeedback => "/v1/feedback",
+            Self::GetFeedback | Self::RetractFeedback => "/v1/feedback/{id}",
             Self::LoadAdapter => "/v1/load_lora_adapter",
             Self::UnloadAdapter => "/v1/unload_lora_adapter",
             Self::ListAdapters => "/v1/adapters",
@@ -102,12 +113,15 @@ impl Route {
             | Self::Tokenize
             | Self::Detokenize
             | Self::Replay
+            | Self::GiveFeedback
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::CheckAdapter
             | Self::RollbackAdapter => Method::POST,
-            Self::DeleteStored => Method::DELETE,
+            Self::DeleteStored | Self::RetractFeedback => Method::DELETE,
             Self::ListStored
+            | Self::ListFeedback
+            | Self::GetFeedback
             | Self::GetStored
             | Self::StoredMessages
             | Self::Models
@@ -138,6 +152,10 @@ impl Route {
             | Self::Tokenize
             | Self::Detokenize
             | Self::Replay
+            | Self::GiveFeedback
+            | Self::ListFeedback
+            | Self::GetFeedback
+            | Self::RetractFeedback
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::ListAdapters
@@ -185,6 +203,10 @@ impl Route {
             Self::Tokenize => post(tokens::tokenize),
             Self::Detokenize => post(tokens::detokenize),
             Self::Replay => post(replay::create),
+            Self::GiveFeedback => post(feedback::give),
+            Self::ListFeedback => get(feedback::list),
+            Self::GetFeedback => get(feedback::get),
+            Self::RetractFeedback => delete(feedback::retract),
             Self::LoadAdapter => post(adapters::load),
             Self::UnloadAdapter => post(adapters::unload),
             Self::ListAdapters => get(adapters::list),

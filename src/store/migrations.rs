@@ -10,7 +10,7 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x7475_6e67;
 
 /// Version `i + 1` is reached by `STEPS[i]`.
-const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS];
+const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS, FEEDBACK];
 
 /// A request is one row of `completions`, each of its choices one row of `choices`. `choices.seq` grows in the order of
 /// commits. `content` alone holds what was said: role 0 is the prompt `part`, role 1 the answer of choice `part`.
@@ -120,6 +120,85 @@ CREATE TABLE adapter_trials (
     figures TEXT NOT NULL,
     PRIMARY KEY (version, base, suite)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// `served` numbers what has answered: a base with a version of an adapter, or alone. `measures` has the figures of each choice
+/// again, one version's together, so that a report reads one run of pages. Choices from before this step have no
+/// log-probabilities there.
+///
+/// `feedback` has one row for each judgement, in the order in which they were accepted. `target` is the id of a completion, a
+/// conversation or a user, which may not be on record (yet); `arrived` is how it stood when the judgement came; `completion`
+/// and `served` are set when its answer is on record. Erasure empties words, tags, author and digest; that there was a
+/// correction stays.
+const FEEDBACK: &str = "
+CREATE TABLE served (
+    served INTEGER PRIMARY KEY,
+    base BLOB NOT NULL,
+    adapter TEXT,
+    version BLOB
+) STRICT;
+CREATE UNIQUE INDEX served_by_version ON served (coalesce(version, x''), coalesce(adapter, ''), base);
+CREATE INDEX served_by_adapter ON served (adapter);
+
+CREATE TABLE measures (
+    served INTEGER NOT NULL REFERENCES served,
+    choice INTEGER NOT NULL,
+    completion INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    ending TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    mean_logprob REAL,
+    min_logprob REAL,
+    first_token_us INTEGER,
+    total_us INTEGER NOT NULL,
+    PRIMARY KEY (served, choice)
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO served (base, adapter, version) SELECT DISTINCT base, adapter, adapter_version FROM completions;
+INSERT INTO measures
+    SELECT s.served, x.seq, c.seq, x.position, c.created_ms, x.ending, c.prompt_tokens, x.tokens, NULL, NULL,
+        c.first_token_us, c.total_us
+    FROM choices AS x
+    JOIN completions AS c ON c.seq = x.completion
+    JOIN served AS s ON s.base = c.base AND s.adapter IS c.adapter AND s.version IS c.adapter_version;
+
+CREATE TABLE feedback (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    client_id TEXT,
+    at_ms INTEGER NOT NULL,
+    target_kind TEXT NOT NULL,
+    target TEXT NOT NULL,
+    choice INTEGER,
+    completion INTEGER REFERENCES completions,
+    served INTEGER REFERENCES served,
+    name TEXT NOT NULL,
+    number REAL,
+    category TEXT,
+    is_boolean INTEGER NOT NULL,
+    comment TEXT,
+    correction TEXT,
+    corrects INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    author TEXT,
+    key TEXT,
+    any_key INTEGER NOT NULL,
+    tags TEXT NOT NULL,
+    digest BLOB,
+    arrived TEXT NOT NULL,
+    retracted_ms INTEGER,
+    erased_ms INTEGER
+) STRICT;
+CREATE INDEX feedback_by_target ON feedback (target, target_kind, seq);
+CREATE INDEX feedback_by_name ON feedback (name, seq);
+CREATE INDEX feedback_by_key ON feedback (key, seq);
+CREATE INDEX feedback_by_answer ON feedback (completion) WHERE completion IS NOT NULL;
+CREATE INDEX feedback_by_version ON feedback (served, completion) WHERE served IS NOT NULL;
+CREATE INDEX feedback_without_answer ON feedback (arrived, seq) WHERE completion IS NULL;
+CREATE INDEX feedback_that_waits ON feedback (target) WHERE completion IS NULL AND target_kind = 'answer';
+CREATE INDEX completions_by_user_and_time ON completions (user, created_ms) WHERE user IS NOT NULL;
 ";
 
 /// Refuses a database that is not ours or that a newer build has written. Changes nothing.

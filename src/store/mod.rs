@@ -4,6 +4,7 @@
 //! operation blocks.
 
 mod catalog;
+mod feedback;
 mod migrations;
 mod record;
 mod scores;
@@ -13,6 +14,10 @@ mod trial;
 use std::path::PathBuf;
 
 pub use catalog::{Changed, ManagedBy, NameChange, NameRow, OldHistory, Operation, Step};
+pub use feedback::{
+    Accepted, Feedback, FeedbackPage, FeedbackQuery, JudgedAnswer, Judgement, KeptFeedback, Source, Standing, Target,
+    TargetKind,
+};
 pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Timing};
 use serde_json::{Map, Value};
 pub use sqlite::SqliteStore;
@@ -36,6 +41,16 @@ pub trait Store: Send + Sync {
 
     /// Up to `limit` choices that became durable after `after`, in the order in which they did.
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError>;
+
+    /// One page of what was said of answers.
+    fn feedback(&self, query: &FeedbackQuery) -> Result<FeedbackPage, StoreError>;
+
+    /// Feedback by its ids, in their order; ids that are not known are left out.
+    fn feedback_by_id(&self, ids: &[String]) -> Result<Vec<KeptFeedback>, StoreError>;
+
+    /// What was said of these completions and may be said of them by whoever said it, retracted or not, in the order in which
+    /// it was accepted.
+    fn feedback_on(&self, completions: &[&str]) -> Result<Vec<KeptFeedback>, StoreError>;
 
     /// Every adapter name with its history, oldest step first.
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError>;
@@ -64,6 +79,10 @@ pub enum Write {
     Metadata { id: String, metadata: Map<String, Value> },
     /// Takes content, user, metadata and listability; the fact stays, with the time of erasure.
     Erase { id: String, at_ms: i64 },
+    /// All of these, or none where one has the id of another that says something else.
+    Feedback(Vec<Feedback>),
+    /// This feedback counts no more. What is retracted already stays as it is.
+    Retract { id: String, at_ms: i64 },
 }
 
 /// What became of a transaction's writes.
@@ -79,10 +98,16 @@ pub struct Committed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Applied,
-    /// No such completion, or it is not listable (any more).
+    /// No such completion, or it is not listable (any more); no such row.
     Missing,
     /// A choice of this index is on record already; the first row stands.
     Duplicate,
+    /// Of feedback.
+    Accepted(Accepted),
+    /// Of feedback: the one at this place has the id of another that says something else; none was taken.
+    Conflict {
+        at: usize,
+    },
 }
 
 /// A place in the record: how many choices had become durable. Later choices have larger cursors.
@@ -139,6 +164,6 @@ pub enum StoreError {
     Sql(#[from] rusqlite::Error),
     #[error("the row of '{id}' cannot be read: {reason}")]
     Corrupt { id: String, reason: String },
-    #[error("there is no completion '{0}' to list after")]
+    #[error("there is no '{0}' to list after")]
     UnknownCursor(String),
 }

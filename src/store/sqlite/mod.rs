@@ -1,6 +1,8 @@
 //! The store in one SQLite file.
 
 mod catalog;
+mod feedback;
+mod measures;
 mod read;
 mod trial;
 mod write;
@@ -15,8 +17,8 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Changed, Committed, Completion, Cursor, Followed, ListQuery, NameChange, NameRow, OldHistory, Page, Step, Store,
-    StoreError, TrialRow, Write,
+    Changed, Committed, Completion, Cursor, FeedbackPage, FeedbackQuery, Followed, KeptFeedback, ListQuery, NameChange,
+    NameRow, OldHistory, Page, Step, Store, StoreError, TrialRow, Write,
     migrations::{migrate, recognise},
 };
 use crate::terms::Digest;
@@ -105,6 +107,18 @@ impl Store for SqliteStore {
 
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError> {
         self.read(|connection| read::follow(connection, after, limit))
+    }
+
+    fn feedback(&self, query: &FeedbackQuery) -> Result<FeedbackPage, StoreError> {
+        self.read(|connection| feedback::page(connection, query))
+    }
+
+    fn feedback_by_id(&self, ids: &[String]) -> Result<Vec<KeptFeedback>, StoreError> {
+        self.read(|connection| feedback::by_id(connection, ids))
+    }
+
+    fn feedback_on(&self, completions: &[&str]) -> Result<Vec<KeptFeedback>, StoreError> {
+        self.read(|connection| feedback::on(connection, completions))
     }
 
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError> {
@@ -243,7 +257,7 @@ mod tests {
         drop(newer);
         let before = fs::read(&path).unwrap();
         let refused = SqliteStore::open(&path).err();
-        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 3, .. })), "{refused:?}");
+        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 4, .. })), "{refused:?}");
         assert_eq!(fs::read(&path).unwrap(), before);
     }
 

@@ -1,0 +1,3 @@
+//! What people and programs say of answers, and what the server itself notices about them.
+
+mod given;
