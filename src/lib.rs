@@ -3,8 +3,8 @@
 //!
 //! The rooms, in reading order; each may import those after it in its line, and the ground.
 //!
-//! - ground: [`terms`] (shared words), [`config`] (every setting), [`metrics`] (every collector), [`data_dir`] (one server
-//!   holds it), [`model_files`] (on disk or on a hub)
+//! - ground: [`terms`] (shared words), [`config`] (every setting), [`metrics`] (every collector), [`stats`] (intervals and
+//!   tests), [`data_dir`] (one server holds it), [`model_files`] (on disk or on a hub)
 //! - [`cli`] (commands) → [`app`] (builds, wires, serves, drains) → [`http`] (wire types, handlers) → [`eval`] (suites, scorers, comparisons) → [`gateway`] (one request, question to recorded answer) →
 //!   [`engine`] (continuous batching), [`adapters`] (names, versions, weights), [`text`] (words and tokens),
 //!   [`journal`] (the record)
@@ -25,6 +25,7 @@ pub mod kernels;
 pub mod metrics;
 pub mod model;
 pub mod model_files;
+pub mod stats;
 pub mod store;
 pub mod terms;
 pub mod text;

@@ -7,10 +7,10 @@ use std::{
 };
 
 /// Rooms that everybody may import.
-const GROUND: [&str; 3] = ["config", "metrics", "terms"];
+const GROUND: [&str; 4] = ["config", "metrics", "stats", "terms"];
 
 /// Each room and the rooms that it may import beside the ground and itself.
-const RULES: [(&str, &[&str]); 19] = [
+const RULES: [(&str, &[&str]); 20] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -44,6 +44,7 @@ const RULES: [(&str, &[&str]); 19] = [
     ("model_files", &[]),
     ("config", &[]),
     ("metrics", &[]),
+    ("stats", &[]),
     ("terms", &[]),
     ("lib", &[]),
 ];
