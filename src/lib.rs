@@ -5,10 +5,11 @@
 //!
 //! - ground: [`terms`] (shared words), [`config`] (every setting), [`metrics`] (every collector), [`stats`] (intervals and
 //!   tests), [`data_dir`] (one server holds it), [`model_files`] (on disk or on a hub)
-//! - [`cli`] (commands) → [`app`] (builds, wires, serves, drains) → [`http`] (wire types, handlers) → [`eval`] (suites, scorers, comparisons) → [`gateway`] (one request, question to recorded answer) →
+//! - [`cli`] (commands) → [`app`] (builds, wires, serves, drains) → [`http`] (wire types, handlers) → [`eval`] (suites, scorers, comparisons), [`feedback`] (flags by rule) → [`gateway`] (one request, question to recorded answer) →
 //!   [`engine`] (continuous batching), [`adapters`] (names, versions, weights), [`text`] (words and tokens),
 //!   [`journal`] (the record)
 //! - [`engine`] → [`model`] (rows in, scores out) → [`kernels`] (slices in, slices out)
+//! - [`eval`] and [`feedback`] know nothing of each other; [`feedback`] follows the [`journal`], and no answer waits for it
 //! - [`adapters`] → [`model`], [`store`]; [`journal`] → [`store`] (the database); [`text`] and [`store`] → ground only
 
 pub mod adapters;
@@ -18,6 +19,7 @@ pub mod config;
 pub mod data_dir;
 pub mod engine;
 pub mod eval;
+pub mod feedback;
 pub mod gateway;
 pub mod http;
 pub mod journal;

@@ -48,6 +48,12 @@ pub struct Metrics {
     pub record_commit_seconds: Histogram,
     /// What was said of answers, by how its target stood; `repeated`: it was known already.
     feedback: IntCounterVec,
+    /// Answers that a rule found something in, and that it looked at, by its name.
+    pub flags: IntCounterVec,
+    pub flag_looks: IntCounterVec,
+    /// Durable answers that no rule has looked at yet.
+    pub flag_lag: IntGauge,
+    pub flag_rule_faults: IntGauge,
     pub adapters_resident: IntGauge,
     pub adapter_bytes: IntGauge,
     pub adapter_loads: IntCounterVec,
@@ -204,6 +210,13 @@ impl Metrics {
                 "tunegate_feedback_total",
                 "Feedback that was accepted, by how its target stood (joined, in_flight, aside: not known; repeated).",
                 &["standing"],
+            ),
+            flags: counters("tunegate_flags_total", "Answers in which a rule found something, by rule.", &["rule"]),
+            flag_looks: counters("tunegate_flag_looks_total", "Answers that a rule has looked at, by rule.", &["rule"]),
+            flag_lag: gauge("tunegate_flag_lag", "Recorded answers that no rule has looked at yet."),
+            flag_rule_faults: gauge(
+                "tunegate_flag_rule_faults",
+                "Faults in the rules' file as it stands; the rules before it hold while there are any.",
             ),
             adapters_resident: gauge("tunegate_adapters_resident", "Adapter versions whose weights are in memory."),
             adapter_bytes: gauge("tunegate_adapter_bytes", "Bytes of packed adapter weights in memory."),

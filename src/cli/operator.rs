@@ -148,3 +148,15 @@ fn ask_url(url: &str, key: Option<&str>, method: &str, path: &str, body: Option<
     let body = response.body_mut().read_to_vec().map_err(|error| format!("{url}: {error}"))?;
     Ok(Answered { fine, body: body.into() })
 }
+
+/// A name in a route or a query: its slashes stay, what could mean something else is escaped.
+pub fn escaped(name: &str) -> String {
+    let mut path = String::new();
+    for byte in name.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'/' => path.push(char::from(byte)),
+            other => path.push_str(&format!("%{other:02X}")),
+        }
+    }
+    path
+}

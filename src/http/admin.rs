@@ -1,6 +1,7 @@
 //! Routes for those who may change what is served.
 
 pub mod adapters;
+pub mod flags;
 mod suites;
 mod view;
 mod vllm;

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::{
     adapters::{AdapterError, Refusal, RootsError, source::SourceError},
     engine::{EngineFault, SubmitError},
+    feedback::AgainError,
     gateway::{AskError, ReplayError, ReplyError, publish::PublishError},
     journal::{FeedbackError, JournalError},
     text::TextError,
@@ -387,6 +388,16 @@ impl From<FeedbackError> for ApiError {
                 Self::new(StatusCode::FORBIDDEN, "content_not_recorded", error).about(field)
             }
             FeedbackError::Journal(error) => error.into(),
+        }
+    }
+}
+
+impl From<AgainError> for ApiError {
+    fn from(error: AgainError) -> Self {
+        match error {
+            AgainError::Busy { .. } => Self::new(StatusCode::CONFLICT, "flag_rules_busy", error),
+            AgainError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "flag_rule_not_found", error).about("rules"),
+            AgainError::Journal(error) => error.into(),
         }
     }
 }

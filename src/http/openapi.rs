@@ -2,6 +2,7 @@
 
 mod adapters;
 mod feedback;
+mod flags;
 mod operations;
 mod schemas;
 

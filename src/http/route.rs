@@ -8,7 +8,7 @@ use http::Method;
 
 use super::{
     AppState,
-    admin::adapters,
+    admin::{adapters, flags},
     feedback,
     openai::{create, models, stored, tokens},
     openapi, ops, replay,
@@ -33,6 +33,12 @@ pub enum Route {
     ListFeedback,
     GetFeedback,
     RetractFeedback,
+    ListFlags,
+    GetFlag,
+    ResolveFlag,
+    FlagRules,
+    TryFlagRules,
+    ApplyFlagRules,
     LoadAdapter,
     UnloadAdapter,
     ListAdapters,
@@ -64,6 +70,12 @@ impl Route {
         Self::ListFeedback,
         Self::GetFeedback,
         Self::RetractFeedback,
+        Self::ListFlags,
+        Self::GetFlag,
+        Self::ResolveFlag,
+        Self::FlagRules,
+        Self::TryFlagRules,
+        Self::ApplyFlagRules,
         Self::LoadAdapter,
         Self::UnloadAdapter,
         Self::ListAdapters,
@@ -91,6 +103,11 @@ impl Route {
             Self::Replay => "/admin/replay/{id}",
             Self::GiveFeedback | Self::ListFeedback => "/v1/feedback",
             Self::GetFeedback | Self::RetractFeedback => "/v1/feedback/{id}",
+            Self::ListFlags => "/v1/flags",
+            Self::GetFlag | Self::ResolveFlag => "/v1/flags/{id}",
+            Self::FlagRules => "/v1/flag-rules",
+            Self::TryFlagRules => "/v1/flag-rules/try",
+            Self::ApplyFlagRules => "/v1/flag-rules/apply",
             Self::LoadAdapter => "/v1/load_lora_adapter",
             Self::UnloadAdapter => "/v1/unload_lora_adapter",
             Self::ListAdapters => "/v1/adapters",
@@ -114,6 +131,9 @@ impl Route {
             | Self::Detokenize
             | Self::Replay
             | Self::GiveFeedback
+            | Self::ResolveFlag
+            | Self::TryFlagRules
+            | Self::ApplyFlagRules
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::CheckAdapter
@@ -122,6 +142,9 @@ impl Route {
             Self::ListStored
             | Self::ListFeedback
             | Self::GetFeedback
+            | Self::ListFlags
+            | Self::GetFlag
+            | Self::FlagRules
             | Self::GetStored
             | Self::StoredMessages
             | Self::Models
@@ -156,6 +179,12 @@ impl Route {
             | Self::ListFeedback
             | Self::GetFeedback
             | Self::RetractFeedback
+            | Self::ListFlags
+            | Self::GetFlag
+            | Self::ResolveFlag
+            | Self::FlagRules
+            | Self::TryFlagRules
+            | Self::ApplyFlagRules
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::ListAdapters
@@ -207,6 +236,12 @@ impl Route {
             Self::ListFeedback => get(feedback::list),
             Self::GetFeedback => get(feedback::get),
             Self::RetractFeedback => delete(feedback::retract),
+            Self::ListFlags => get(flags::list),
+            Self::GetFlag => get(flags::get),
+            Self::ResolveFlag => post(flags::resolve),
+            Self::FlagRules => get(flags::rules),
+            Self::TryFlagRules => post(flags::try_rules),
+            Self::ApplyFlagRules => post(flags::apply),
             Self::LoadAdapter => post(adapters::load),
             Self::UnloadAdapter => post(adapters::unload),
             Self::ListAdapters => get(adapters::list),

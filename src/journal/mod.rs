@@ -4,6 +4,7 @@
 //! on disk, or with the reason why it is not.
 
 mod feedback;
+mod flags;
 mod redact;
 mod writer;
 
@@ -20,8 +21,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 pub use crate::store::{
     Accepted, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Feedback, FeedbackPage, FeedbackQuery,
-    Followed, Given, JudgedAnswer, Judgement, KeptFeedback, ListQuery, Options, Order, Page, PromptContent, Source,
-    Standing, Target, TargetKind, Timing,
+    FlagPage, FlagQuery, FlagState, Followed, Followup, Given, JudgedAnswer, Judgement, KeptFeedback, KeptFlag,
+    KeptRule, ListQuery, NewFlag, Options, Order, Page, PromptContent, ReferenceAnswer, Resolved, RuleRow, Source,
+    Standing, Target, TargetKind, Timing, Verdict,
+};
+use crate::{
+    config::RecordConfig,
+    metrics::Metrics,
+    store::{Outcome, Store, StoreError, Write},
+    terms::RecordPolicy,
 };
 pub use feedback::FeedbackError;
 use writer::{Entry, Progress, Writer};

@@ -5,6 +5,7 @@
 
 mod catalog;
 mod feedback;
+mod flags;
 mod migrations;
 mod record;
 mod scores;
@@ -17,6 +18,9 @@ pub use catalog::{Changed, ManagedBy, NameChange, NameRow, OldHistory, Operation
 pub use feedback::{
     Accepted, Feedback, FeedbackPage, FeedbackQuery, JudgedAnswer, Judgement, KeptFeedback, Source, Standing, Target,
     TargetKind,
+};
+pub use flags::{
+    FlagPage, FlagQuery, FlagState, Followup, KeptFlag, KeptRule, NewFlag, ReferenceAnswer, Resolved, RuleRow, Verdict,
 };
 pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Timing};
 use serde_json::{Map, Value};
@@ -52,6 +56,25 @@ pub trait Store: Send + Sync {
     /// it was accepted.
     fn feedback_on(&self, completions: &[&str]) -> Result<Vec<KeptFeedback>, StoreError>;
 
+    /// Where a follower of the record stands, if it ever stood.
+    fn follower(&self, name: &str) -> Result<Option<Cursor>, StoreError>;
+
+    /// One page of what rules found.
+    fn flags(&self, query: &FlagQuery) -> Result<FlagPage, StoreError>;
+
+    /// One flag.
+    fn flag(&self, id: u64) -> Result<Option<KeptFlag>, StoreError>;
+
+    /// Every version of every rule that ever looked at an answer, by name, the earliest first.
+    fn flag_rules(&self) -> Result<Vec<KeptRule>, StoreError>;
+
+    /// The first answers with scores, in the order of the record, of the version that gave this one.
+    fn reference(&self, like: &Completion, limit: usize) -> Result<Vec<ReferenceAnswer>, StoreError>;
+
+    /// What the same user asked with the same key within `around_ms` of this request, up to `limit` before it and after it: first
+    /// choices with their places. Nothing where the request names no user.
+    fn asked_near(&self, like: &Completion, around_ms: i64, limit: usize) -> Result<Vec<Followed>, StoreError>;
+
     /// Every adapter name with its history, oldest step first.
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError>;
 
@@ -81,6 +104,10 @@ pub enum Write {
     Erase { id: String, at_ms: i64 },
     /// All of these, or none where one has the id of another that says something else.
     Feedback(Vec<Feedback>),
+    /// What a follower found in a stretch of the record, and where it stands now.
+    FollowUp(Box<Followup>),
+    /// What a person made of a flag; `None` takes the verdict back.
+    Resolve { flag: u64, resolved: Option<Resolved> },
     /// This feedback counts no more. What is retracted already stays as it is.
     Retract { id: String, at_ms: i64 },
 }
@@ -98,7 +125,7 @@ pub struct Committed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Applied,
-    /// No such completion, or it is not listable (any more); no such row.
+    /// No such completion, or it is not listable (any more); no such row; the follower stands elsewhere.
     Missing,
     /// A choice of this index is on record already; the first row stands.
     Duplicate,

@@ -10,7 +10,7 @@ use std::{
 const GROUND: [&str; 4] = ["config", "metrics", "stats", "terms"];
 
 /// Each room and the rooms that it may import beside the ground and itself.
-const RULES: [(&str, &[&str]); 20] = [
+const RULES: [(&str, &[&str]); 21] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -18,6 +18,7 @@ const RULES: [(&str, &[&str]); 20] = [
             "app",
             "http",
             "eval",
+            "feedback",
             "gateway",
             "engine",
             "adapters",
@@ -29,9 +30,13 @@ const RULES: [(&str, &[&str]); 20] = [
             "model_files",
         ],
     ),
-    ("app", &["http", "eval", "gateway", "engine", "adapters", "text", "journal", "model", "store", "data_dir"]),
-    ("http", &["eval", "gateway", "engine", "adapters", "text", "journal"]),
+    (
+        "app",
+        &["http", "eval", "feedback", "gateway", "engine", "adapters", "text", "journal", "model", "store", "data_dir"],
+    ),
+    ("http", &["eval", "feedback", "gateway", "engine", "adapters", "text", "journal"]),
     ("eval", &["gateway", "engine", "adapters", "text", "journal"]),
+    ("feedback", &["gateway", "journal"]),
     ("gateway", &["engine", "adapters", "text", "journal"]),
     ("engine", &["model"]),
     ("adapters", &["model", "store", "kernels"]),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::feedback;
+use super::{feedback, flags};
 use crate::http::route::Route;
 
 /// What a route takes and gives.
@@ -81,6 +81,12 @@ pub fn operation(route: Route) -> Value {
         Route::ListFeedback => feedback::list(),
         Route::GetFeedback => feedback::get(),
         Route::RetractFeedback => feedback::retract(),
+        Route::ListFlags => flags::list(),
+        Route::GetFlag => flags::get(),
+        Route::ResolveFlag => flags::resolve(),
+        Route::FlagRules => flags::rules(),
+        Route::TryFlagRules => flags::try_rules(),
+        Route::ApplyFlagRules => flags::apply(),
         Route::LoadAdapter => changes(
             [
                 "loadAdapter",
@@ -139,7 +145,7 @@ pub(super) fn gives(schema: &str) -> Value {
     json!({"application/json": {"schema": reference(schema)}})
 }
 
-fn takes(schema: &str) -> Value {
+pub(super) fn takes(schema: &str) -> Value {
     json!({"required": true, "content": gives(schema)})
 }
 

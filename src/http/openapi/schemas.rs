@@ -34,6 +34,7 @@ pub fn all() -> Value {
     add("Replay", replay());
     super::adapters::add(&mut add);
     super::feedback::add(&mut add);
+    super::flags::add(&mut add);
     add("Status", object(json!({"status": {"enum": ["ok", "ready"]}}), &["status"]));
     add("Version", object(json!({"version": text()}), &["version"]));
     Value::Object(all)

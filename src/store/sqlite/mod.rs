@@ -2,6 +2,7 @@
 
 mod catalog;
 mod feedback;
+mod flags;
 mod measures;
 mod read;
 mod trial;
@@ -17,8 +18,9 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Changed, Committed, Completion, Cursor, FeedbackPage, FeedbackQuery, Followed, KeptFeedback, ListQuery, NameChange,
-    NameRow, OldHistory, Page, Step, Store, StoreError, TrialRow, Write,
+    Changed, Committed, Completion, Cursor, FeedbackPage, FeedbackQuery, FlagPage, FlagQuery, Followed, KeptFeedback,
+    KeptFlag, KeptRule, ListQuery, NameChange, NameRow, OldHistory, Page, ReferenceAnswer, Step, Store, StoreError,
+    TrialRow, Write,
     migrations::{migrate, recognise},
 };
 use crate::terms::Digest;
@@ -119,6 +121,30 @@ impl Store for SqliteStore {
 
     fn feedback_on(&self, completions: &[&str]) -> Result<Vec<KeptFeedback>, StoreError> {
         self.read(|connection| feedback::on(connection, completions))
+    }
+
+    fn follower(&self, name: &str) -> Result<Option<Cursor>, StoreError> {
+        self.read(|connection| flags::follower(connection, name))
+    }
+
+    fn flags(&self, query: &FlagQuery) -> Result<FlagPage, StoreError> {
+        self.read(|connection| flags::page(connection, query))
+    }
+
+    fn flag(&self, id: u64) -> Result<Option<KeptFlag>, StoreError> {
+        self.read(|connection| flags::one(connection, id))
+    }
+
+    fn flag_rules(&self) -> Result<Vec<KeptRule>, StoreError> {
+        self.read(flags::rules)
+    }
+
+    fn reference(&self, like: &Completion, limit: usize) -> Result<Vec<ReferenceAnswer>, StoreError> {
+        self.read(|connection| flags::reference(connection, like, limit))
+    }
+
+    fn asked_near(&self, like: &Completion, around_ms: i64, limit: usize) -> Result<Vec<Followed>, StoreError> {
+        self.read(|connection| flags::asked_near(connection, like, around_ms, limit))
     }
 
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError> {
@@ -257,7 +283,7 @@ mod tests {
         drop(newer);
         let before = fs::read(&path).unwrap();
         let refused = SqliteStore::open(&path).err();
-        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 4, .. })), "{refused:?}");
+        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 5, .. })), "{refused:?}");
         assert_eq!(fs::read(&path).unwrap(), before);
     }
 

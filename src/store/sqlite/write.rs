@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{feedback, measures};
+use super::{feedback, flags, measures};
 use crate::store::{
     Committed, Completion, Content, Cursor, Outcome, StoreError, Write,
     scores::{pack, pack_tokens},
@@ -33,6 +33,8 @@ fn apply(transaction: &Transaction<'_>, write: &Write) -> Result<Outcome, StoreE
         Write::Metadata { id, metadata } => replace_metadata(transaction, id, metadata),
         Write::Erase { id, at_ms } => erase(transaction, id, *at_ms),
         Write::Feedback(given) => feedback::add(transaction, given),
+        Write::FollowUp(followup) => flags::follow_up(transaction, followup),
+        Write::Resolve { flag, resolved } => flags::resolve(transaction, *flag, resolved.as_ref()),
         Write::Retract { id, at_ms } => feedback::retract(transaction, id, *at_ms),
     }
 }
@@ -212,6 +214,7 @@ fn erase(transaction: &Transaction<'_>, id: &str, at_ms: i64) -> Result<Outcome,
         )?
         .execute([seq, at_ms])?;
     feedback::erase_on(transaction, id, at_ms)?;
+    flags::erase_notes(transaction, seq)?;
     Ok(Outcome::Applied)
 }
 
