@@ -5,7 +5,7 @@
 //!
 //! - ground: [`terms`] (shared words), [`config`] (every setting), [`metrics`] (every collector), [`stats`] (intervals and
 //!   tests), [`data_dir`] (one server holds it), [`model_files`] (on disk or on a hub)
-//! - [`cli`] (commands) → [`app`] (builds, wires, serves, drains) → [`http`] (wire types, handlers) → [`eval`] (suites, scorers, comparisons), [`feedback`] (flags by rule) → [`gateway`] (one request, question to recorded answer) →
+//! - [`cli`] (commands) → [`app`] (builds, wires, serves, drains) → [`http`] (wire types, handlers) → [`eval`] (suites, scorers, comparisons), [`feedback`] (flags by rule, reports by version) → [`gateway`] (one request, question to recorded answer) →
 //!   [`engine`] (continuous batching), [`adapters`] (names, versions, weights), [`text`] (words and tokens),
 //!   [`journal`] (the record)
 //! - [`engine`] → [`model`] (rows in, scores out) → [`kernels`] (slices in, slices out)

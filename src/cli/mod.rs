@@ -7,6 +7,7 @@ pub mod flags;
 mod line;
 mod operator;
 pub mod replay;
+pub mod report;
 pub mod serve;
 mod started;
 mod table;
@@ -29,6 +30,7 @@ enum Command {
     Adapter(adapter::AdapterArgs),
     Eval(eval::EvalArgs),
     Flags(flags::FlagsArgs),
+    Report(report::ReportArgs),
     Replay(Box<replay::ReplayArgs>),
     Bench(bench::BenchArgs),
 }
@@ -44,6 +46,7 @@ pub fn run(line: Vec<String>) -> ExitCode {
         Command::Adapter(args) => code(adapter::run(args)),
         Command::Eval(args) => code(eval::run(args)),
         Command::Flags(args) => code(flags::run(args)),
+        Command::Report(args) => code(report::run(args)),
         Command::Replay(args) => replay::run(*args),
         Command::Bench(args) => code(bench::run(args)),
     }

@@ -66,6 +66,16 @@ impl Server {
         self.json("POST", path, Some(body))
     }
 
+    /// As [`Server::get`], whatever text it is.
+    ///
+    /// # Errors
+    /// As [`Server::get`].
+    pub fn text(&self, path: &str) -> Result<Option<String>, String> {
+        let body = self.ask("GET", path, None)?;
+        body.map(|body| String::from_utf8(body.to_vec()).map_err(|error| format!("the server's answer: {error}")))
+            .transpose()
+    }
+
     fn json(&self, method: &str, path: &str, body: Option<Value>) -> Result<Option<Value>, String> {
         let Some(body) = self.ask(method, path, body)? else { return Ok(None) };
         serde_json::from_slice(&body).map(Some).map_err(|error| format!("the server's answer: {error}"))

@@ -5,6 +5,7 @@
 mod checks;
 mod follow;
 mod look;
+pub mod report;
 mod rules;
 mod subject;
 mod trial;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{checks::Check, subject::Subject};
 use crate::{
     config::FlagRules,
-    journal::CompletionKind,
+    journal::{AnswerFact, CompletionKind},
     terms::{AdapterVersion, Digest, Hasher},
 };
 
@@ -228,6 +228,19 @@ impl Rule {
             kind: completion.kind,
         };
         self.filter.allows(&asked, |name| completion.metadata.get(name)?.as_str()) && self.samples(&completion.id)
+    }
+
+    /// The same by an answer's facts.
+    pub fn concerns_fact(&self, fact: &AnswerFact, version: Option<&AdapterVersion>) -> bool {
+        let asked = Asked { model: &fact.model, version, key: fact.key.as_deref(), kind: fact.kind };
+        let metadata =
+            |name: &str| fact.metadata.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        self.filter.allows(&asked, metadata) && self.samples(&fact.id)
+    }
+
+    /// Whether it looks at every answer.
+    pub fn takes_all(&self) -> bool {
+        self.sample >= 1.0 && self.filter == Filter::default()
     }
 
     /// Whether a completion is in its sample.

@@ -2,6 +2,7 @@
 
 pub mod adapters;
 pub mod flags;
+mod report;
 mod suites;
 mod view;
 mod vllm;

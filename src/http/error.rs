@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::{
     adapters::{AdapterError, Refusal, RootsError, source::SourceError},
     engine::{EngineFault, SubmitError},
-    feedback::AgainError,
+    feedback::{AgainError, report::ReportError},
     gateway::{AskError, ReplayError, ReplyError, publish::PublishError},
     journal::{FeedbackError, JournalError},
     text::TextError,
@@ -398,6 +398,22 @@ impl From<AgainError> for ApiError {
             AgainError::Busy { .. } => Self::new(StatusCode::CONFLICT, "flag_rules_busy", error),
             AgainError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "flag_rule_not_found", error).about("rules"),
             AgainError::Journal(error) => error.into(),
+        }
+    }
+}
+
+impl From<ReportError> for ApiError {
+    fn from(error: ReportError) -> Self {
+        match error {
+            ReportError::Nothing { .. } => Self::new(StatusCode::NOT_FOUND, "nothing_to_report", error).about("id"),
+            ReportError::One { .. } => Self::new(StatusCode::CONFLICT, "nothing_to_compare", error).about("versions"),
+            ReportError::Unknown { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "version_not_found", error).about("versions")
+            }
+            ReportError::Ambiguous { .. } => {
+                Self::new(StatusCode::BAD_REQUEST, "ambiguous_version", error).about("versions")
+            }
+            ReportError::Journal(error) => error.into(),
         }
     }
 }

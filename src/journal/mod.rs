@@ -6,6 +6,7 @@
 mod feedback;
 mod flags;
 mod redact;
+mod report;
 mod writer;
 
 use std::{
@@ -20,10 +21,10 @@ use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 pub use crate::store::{
-    Accepted, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Feedback, FeedbackPage, FeedbackQuery,
-    FlagPage, FlagQuery, FlagState, Followed, Followup, Given, JudgedAnswer, Judgement, KeptFeedback, KeptFlag,
-    KeptRule, ListQuery, NewFlag, Options, Order, Page, PromptContent, ReferenceAnswer, Resolved, RuleRow, Source,
-    Standing, Target, TargetKind, Timing, Verdict,
+    Accepted, AnswerFact, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Feedback, FeedbackPage,
+    FeedbackQuery, FlagMark, FlagPage, FlagQuery, FlagState, Followed, Followup, Given, JudgedAnswer, Judgement,
+    KeptFeedback, KeptFlag, KeptRule, ListQuery, Measure, NewFlag, Options, Order, Page, PromptContent,
+    ReferenceAnswer, Resolved, RuleRow, Said, Served, Source, Standing, Target, TargetKind, Timing, Verdict,
 };
 use crate::{
     config::RecordConfig,

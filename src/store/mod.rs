@@ -8,6 +8,7 @@ mod feedback;
 mod flags;
 mod migrations;
 mod record;
+mod report;
 mod scores;
 mod sqlite;
 mod trial;
@@ -23,6 +24,7 @@ pub use flags::{
     FlagPage, FlagQuery, FlagState, Followup, KeptFlag, KeptRule, NewFlag, ReferenceAnswer, Resolved, RuleRow, Verdict,
 };
 pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Timing};
+pub use report::{AnswerFact, FlagMark, Measure, Said, Served};
 use serde_json::{Map, Value};
 pub use sqlite::SqliteStore;
 pub use trial::TrialRow;
@@ -74,6 +76,22 @@ pub trait Store: Send + Sync {
     /// What the same user asked with the same key within `around_ms` of this request, up to `limit` before it and after it: first
     /// choices with their places. Nothing where the request names no user.
     fn asked_near(&self, like: &Completion, around_ms: i64, limit: usize) -> Result<Vec<Followed>, StoreError>;
+
+    /// Every version of `adapter` (`None`: the base alone) that has answered, the one that answered last first.
+    fn served(&self, adapter: Option<&str>) -> Result<Vec<Served>, StoreError>;
+
+    /// The last `limit` choices of a version by its number, admitted at `since_ms` or later, in the order of the record.
+    fn measures(&self, served: u64, since_ms: i64, limit: usize) -> Result<Vec<Measure>, StoreError>;
+
+    /// The flags of a version's choices from `from` on.
+    fn marks(&self, served: u64, from: Cursor) -> Result<Vec<FlagMark>, StoreError>;
+
+    /// What was said of a version's completions from the number `from` on and was not retracted, in the order in which it was
+    /// accepted.
+    fn said(&self, served: u64, from: u64) -> Result<Vec<Said>, StoreError>;
+
+    /// What rules ask of a version's choices from `from` on, in the order of the record.
+    fn answer_facts(&self, served: u64, from: Cursor) -> Result<Vec<AnswerFact>, StoreError>;
 
     /// Every adapter name with its history, oldest step first.
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError>;

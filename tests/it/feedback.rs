@@ -2,6 +2,7 @@
 
 mod flags;
 mod given;
+mod report;
 mod rules;
 
 use std::{path::Path, sync::Arc};

@@ -35,6 +35,7 @@ pub fn all() -> Value {
     super::adapters::add(&mut add);
     super::feedback::add(&mut add);
     super::flags::add(&mut add);
+    super::report::add(&mut add);
     add("Status", object(json!({"status": {"enum": ["ok", "ready"]}}), &["status"]));
     add("Version", object(json!({"version": text()}), &["version"]));
     Value::Object(all)

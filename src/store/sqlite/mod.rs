@@ -5,6 +5,7 @@ mod feedback;
 mod flags;
 mod measures;
 mod read;
+mod report;
 mod trial;
 mod write;
 
@@ -18,9 +19,9 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Changed, Committed, Completion, Cursor, FeedbackPage, FeedbackQuery, FlagPage, FlagQuery, Followed, KeptFeedback,
-    KeptFlag, KeptRule, ListQuery, NameChange, NameRow, OldHistory, Page, ReferenceAnswer, Step, Store, StoreError,
-    TrialRow, Write,
+    AnswerFact, Changed, Committed, Completion, Cursor, FeedbackPage, FeedbackQuery, FlagMark, FlagPage, FlagQuery,
+    Followed, KeptFeedback, KeptFlag, KeptRule, ListQuery, Measure, NameChange, NameRow, OldHistory, Page,
+    ReferenceAnswer, Said, Served, Step, Store, StoreError, TrialRow, Write,
     migrations::{migrate, recognise},
 };
 use crate::terms::Digest;
@@ -145,6 +146,26 @@ impl Store for SqliteStore {
 
     fn asked_near(&self, like: &Completion, around_ms: i64, limit: usize) -> Result<Vec<Followed>, StoreError> {
         self.read(|connection| flags::asked_near(connection, like, around_ms, limit))
+    }
+
+    fn served(&self, adapter: Option<&str>) -> Result<Vec<Served>, StoreError> {
+        self.read(|connection| report::served(connection, adapter))
+    }
+
+    fn measures(&self, served: u64, since_ms: i64, limit: usize) -> Result<Vec<Measure>, StoreError> {
+        self.read(|connection| report::measures(connection, served, since_ms, limit))
+    }
+
+    fn marks(&self, served: u64, from: Cursor) -> Result<Vec<FlagMark>, StoreError> {
+        self.read(|connection| report::marks(connection, served, from))
+    }
+
+    fn said(&self, served: u64, from: u64) -> Result<Vec<Said>, StoreError> {
+        self.read(|connection| report::said(connection, served, from))
+    }
+
+    fn answer_facts(&self, served: u64, from: Cursor) -> Result<Vec<AnswerFact>, StoreError> {
+        self.read(|connection| report::facts(connection, served, from))
     }
 
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError> {

@@ -1,4 +1,4 @@
-//! `tunegate flags` against a running server.
+//! `tunegate flags` and `tunegate report` against a running server.
 
 use std::{fs, path::Path, process::Command};
 
@@ -82,6 +82,13 @@ fn flags_are_listed_shown_resolved_and_tried_by_commands() {
     let (code, text) = beside(&data, &["flags", "show", "flag-99"]);
     assert!(code == Some(1) && text.contains("there is no flag 'flag-99'"), "{text}");
 
+    let (code, text) = beside(&data, &["report", "llama"]);
+    assert!(code == Some(1) && text.contains("only version base of 'llama' has answers"), "{text}");
+    let page = folder.path().join("report.html");
+    let (code, text) =
+        beside(&data, &["report", "llama", "--versions", "base,base", "--html", page.to_str().expect("UTF-8")]);
+    assert!(code == Some(0) && text.contains("llama: not enough") && text.contains("flags/cut"), "{text}");
+    assert!(fs::read_to_string(&page).expect("written").starts_with("<!doctype html>"));
     assert_eq!(end(server), Some(0));
     let (code, text) = beside(&data, &["flags", "list"]);
     assert!(code == Some(1) && text.contains("no server holds"), "{text}");
