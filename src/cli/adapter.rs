@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use self::offline::{Outcome, Question};
-use super::operator::Server;
+use super::operator::{Server, escaped};
 use crate::{
     config::{Layer, Settings},
     model_files,
@@ -250,16 +250,4 @@ impl Change {
 fn whole(path: &Path) -> String {
     let path = path.canonicalize().ok().filter(|path| path.is_dir()).unwrap_or_else(|| path.to_owned());
     path.display().to_string()
-}
-
-/// A name in a route: its slashes stay, what could mean something else is escaped.
-fn escaped(name: &str) -> String {
-    let mut path = String::new();
-    for byte in name.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'/' => path.push(char::from(byte)),
-            other => path.push_str(&format!("%{other:02X}")),
-        }
-    }
-    path
 }

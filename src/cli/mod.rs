@@ -3,11 +3,14 @@
 pub mod adapter;
 pub mod bench;
 pub mod eval;
+pub mod flags;
 mod line;
 mod operator;
 pub mod replay;
+pub mod report;
 pub mod serve;
 mod started;
+mod table;
 
 use std::process::ExitCode;
 
@@ -26,6 +29,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     Adapter(adapter::AdapterArgs),
     Eval(eval::EvalArgs),
+    Flags(flags::FlagsArgs),
+    Report(report::ReportArgs),
     Replay(Box<replay::ReplayArgs>),
     Bench(bench::BenchArgs),
 }
@@ -40,6 +45,8 @@ pub fn run(line: Vec<String>) -> ExitCode {
         Command::Serve(args) => serve::run(line::Line::of(*args)),
         Command::Adapter(args) => code(adapter::run(args)),
         Command::Eval(args) => code(eval::run(args)),
+        Command::Flags(args) => code(flags::run(args)),
+        Command::Report(args) => code(report::run(args)),
         Command::Replay(args) => replay::run(*args),
         Command::Bench(args) => code(bench::run(args)),
     }

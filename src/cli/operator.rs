@@ -66,6 +66,16 @@ impl Server {
         self.json("POST", path, Some(body))
     }
 
+    /// As [`Server::get`], whatever text it is.
+    ///
+    /// # Errors
+    /// As [`Server::get`].
+    pub fn text(&self, path: &str) -> Result<Option<String>, String> {
+        let body = self.ask("GET", path, None)?;
+        body.map(|body| String::from_utf8(body.to_vec()).map_err(|error| format!("the server's answer: {error}")))
+            .transpose()
+    }
+
     fn json(&self, method: &str, path: &str, body: Option<Value>) -> Result<Option<Value>, String> {
         let Some(body) = self.ask(method, path, body)? else { return Ok(None) };
         serde_json::from_slice(&body).map(Some).map_err(|error| format!("the server's answer: {error}"))
@@ -147,4 +157,16 @@ fn ask_url(url: &str, key: Option<&str>, method: &str, path: &str, body: Option<
     let fine = response.status().is_success();
     let body = response.body_mut().read_to_vec().map_err(|error| format!("{url}: {error}"))?;
     Ok(Answered { fine, body: body.into() })
+}
+
+/// A name in a route or a query: its slashes stay, what could mean something else is escaped.
+pub fn escaped(name: &str) -> String {
+    let mut path = String::new();
+    for byte in name.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'/' => path.push(char::from(byte)),
+            other => path.push_str(&format!("%{other:02X}")),
+        }
+    }
+    path
 }

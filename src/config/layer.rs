@@ -282,6 +282,10 @@ settings! {
     /// Choices that may be under way or waiting to be recorded (default: 1024)
     #[arg(long, value_name = "COUNT", help_heading = "Record")]
     record_max_pending: usize,
+    /// Rules that flag answers: a TOML file, read again when it changes; `default` for those that come with the program, or `none`
+    /// (default: default)
+    #[arg(long, value_name = "FILE", help_heading = "Record")]
+    flag_rules: String,
 
     /// Log lines as json or as text (default: json)
     #[arg(long, value_name = "FORMAT", value_parser = ["json", "text"], help_heading = "Log")]

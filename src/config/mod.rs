@@ -137,6 +137,18 @@ pub struct RecordConfig {
     pub max_pending: usize,
 }
 
+/// The rules that flag answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum FlagRules {
+    /// Those that come with the program.
+    #[default]
+    Default,
+    /// No answer is flagged.
+    None,
+    /// A TOML file, read again when it changes.
+    File(PathBuf),
+}
+
 /// What is wrong with a request before anybody looks at its meaning.
 #[derive(Clone, Debug)]
 pub struct LimitsConfig {
@@ -288,5 +300,6 @@ pub struct Config {
     pub engine: EngineConfig,
     pub adapters: AdapterConfig,
     pub record: RecordConfig,
+    pub flag_rules: FlagRules,
     pub limits: LimitsConfig,
 }

@@ -15,7 +15,7 @@ use clap::{Args, FromArgMatches};
 use serde::Deserialize;
 
 use super::{
-    AWS_VARIABLES, AdminConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig,
+    AWS_VARIABLES, AdminConfig, Config, CpuConfig, Device, EngineConfig, FlagRules, Instructions, Layer, LimitsConfig,
     ModelConfig, RecordConfig, ServerConfig,
     value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens},
 };
@@ -191,11 +191,21 @@ impl Settings {
                     least_pending,
                 ),
             },
+            flag_rules: self.flag_rules(),
             limits,
             engine,
         };
         check.log();
         if check.faults.is_empty() { Ok(config) } else { Err(check.faults) }
+    }
+
+    /// The rules that flag answers. Whether they can be read is for whoever reads them to say.
+    pub fn flag_rules(&self) -> FlagRules {
+        match self.said.flag_rules.as_deref() {
+            None | Some("default") => FlagRules::Default,
+            Some("none") => FlagRules::None,
+            Some(path) => FlagRules::File(path.into()),
+        }
     }
 
     pub fn data_dir(&self) -> PathBuf {

@@ -8,7 +8,8 @@ use http::Method;
 
 use super::{
     AppState,
-    admin::adapters,
+    admin::{adapters, flags},
+    feedback,
     openai::{create, models, stored, tokens},
     openapi, ops, replay,
 };
@@ -28,6 +29,16 @@ pub enum Route {
     Tokenize,
     Detokenize,
     Replay,
+    GiveFeedback,
+    ListFeedback,
+    GetFeedback,
+    RetractFeedback,
+    ListFlags,
+    GetFlag,
+    ResolveFlag,
+    FlagRules,
+    TryFlagRules,
+    ApplyFlagRules,
     LoadAdapter,
     UnloadAdapter,
     ListAdapters,
@@ -56,6 +67,16 @@ impl Route {
         Self::Tokenize,
         Self::Detokenize,
         Self::Replay,
+        Self::GiveFeedback,
+        Self::ListFeedback,
+        Self::GetFeedback,
+        Self::RetractFeedback,
+        Self::ListFlags,
+        Self::GetFlag,
+        Self::ResolveFlag,
+        Self::FlagRules,
+        Self::TryFlagRules,
+        Self::ApplyFlagRules,
         Self::LoadAdapter,
         Self::UnloadAdapter,
         Self::ListAdapters,
@@ -82,6 +103,13 @@ impl Route {
             Self::Tokenize => "/tokenize",
             Self::Detokenize => "/detokenize",
             Self::Replay => "/admin/replay/{id}",
+            Self::GiveFeedback | Self::ListFeedback => "/v1/feedback",
+            Self::GetFeedback | Self::RetractFeedback => "/v1/feedback/{id}",
+            Self::ListFlags => "/v1/flags",
+            Self::GetFlag | Self::ResolveFlag => "/v1/flags/{id}",
+            Self::FlagRules => "/v1/flag-rules",
+            Self::TryFlagRules => "/v1/flag-rules/try",
+            Self::ApplyFlagRules => "/v1/flag-rules/apply",
             Self::LoadAdapter => "/v1/load_lora_adapter",
             Self::UnloadAdapter => "/v1/unload_lora_adapter",
             Self::ListAdapters => "/v1/adapters",
@@ -104,13 +132,22 @@ impl Route {
             | Self::Tokenize
             | Self::Detokenize
             | Self::Replay
+            | Self::GiveFeedback
+            | Self::ResolveFlag
+            | Self::TryFlagRules
+            | Self::ApplyFlagRules
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::CheckAdapter
             | Self::RollbackAdapter
             | Self::ReleaseAdapter => Method::POST,
-            Self::DeleteStored => Method::DELETE,
+            Self::DeleteStored | Self::RetractFeedback => Method::DELETE,
             Self::ListStored
+            | Self::ListFeedback
+            | Self::GetFeedback
+            | Self::ListFlags
+            | Self::GetFlag
+            | Self::FlagRules
             | Self::GetStored
             | Self::StoredMessages
             | Self::Models
@@ -141,6 +178,16 @@ impl Route {
             | Self::Tokenize
             | Self::Detokenize
             | Self::Replay
+            | Self::GiveFeedback
+            | Self::ListFeedback
+            | Self::GetFeedback
+            | Self::RetractFeedback
+            | Self::ListFlags
+            | Self::GetFlag
+            | Self::ResolveFlag
+            | Self::FlagRules
+            | Self::TryFlagRules
+            | Self::ApplyFlagRules
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::ListAdapters
@@ -196,6 +243,16 @@ impl Route {
             Self::Tokenize => post(tokens::tokenize),
             Self::Detokenize => post(tokens::detokenize),
             Self::Replay => post(replay::create),
+            Self::GiveFeedback => post(feedback::give),
+            Self::ListFeedback => get(feedback::list),
+            Self::GetFeedback => get(feedback::get),
+            Self::RetractFeedback => delete(feedback::retract),
+            Self::ListFlags => get(flags::list),
+            Self::GetFlag => get(flags::get),
+            Self::ResolveFlag => post(flags::resolve),
+            Self::FlagRules => get(flags::rules),
+            Self::TryFlagRules => post(flags::try_rules),
+            Self::ApplyFlagRules => post(flags::apply),
             Self::LoadAdapter => post(adapters::load),
             Self::UnloadAdapter => post(adapters::unload),
             Self::ListAdapters => get(adapters::list),

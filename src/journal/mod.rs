@@ -3,7 +3,10 @@
 //! Admission reserves room for each choice; whoever holds a slot can always record. A receipt resolves when the row is
 //! on disk, or with the reason why it is not.
 
+mod feedback;
+mod flags;
 mod redact;
+mod report;
 mod writer;
 
 use std::{
@@ -18,8 +21,10 @@ use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 pub use crate::store::{
-    ChoiceRecord, Completion, CompletionKind, Content, Cursor, Followed, Given, ListQuery, Options, Order, Page,
-    PromptContent, Timing,
+    Accepted, AnswerFact, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Feedback, FeedbackPage,
+    FeedbackQuery, FlagMark, FlagPage, FlagQuery, FlagState, Followed, Followup, Given, JudgedAnswer, Judgement,
+    KeptFeedback, KeptFlag, KeptRule, ListQuery, Measure, NewFlag, Options, Order, Page, PromptContent,
+    ReferenceAnswer, Resolved, RuleRow, Said, Served, Source, Standing, Target, TargetKind, Timing, Verdict,
 };
 use crate::{
     config::RecordConfig,
@@ -27,6 +32,7 @@ use crate::{
     store::{Outcome, Store, StoreError, Write},
     terms::RecordPolicy,
 };
+pub use feedback::FeedbackError;
 use writer::{Entry, Progress, Writer};
 
 /// Changes of metadata and erasures that may wait; others wait for their turn.
@@ -72,7 +78,7 @@ pub enum JournalError {
     Write { reason: String },
     #[error("the record could not be read: {reason}")]
     Read { reason: String },
-    #[error("there is no completion '{after}' to list after")]
+    #[error("there is no '{after}' to list after")]
     UnknownCursor { after: String },
 }
 
@@ -196,12 +202,17 @@ impl Journal {
     }
 
     async fn edit(&self, write: Write) -> Result<bool, JournalError> {
+        match self.edited(write).await? {
+            Outcome::Applied | Outcome::Accepted(_) => Ok(true),
+            Outcome::Missing | Outcome::Duplicate | Outcome::Conflict { .. } => Ok(false),
+        }
+    }
+
+    /// What became of a write, once that is durable.
+    async fn edited(&self, write: Write) -> Result<Outcome, JournalError> {
         let room = Arc::clone(&self.0.edits).acquire_owned().await.map_err(|_| stopped())?;
         let Receipt(outcome) = self.send(write, Instant::now(), room);
-        match outcome.await.map_err(|_| stopped())?? {
-            Outcome::Applied => Ok(true),
-            Outcome::Missing | Outcome::Duplicate => Ok(false),
-        }
+        outcome.await.map_err(|_| stopped())?
     }
 
     async fn read<T: Send + 'static>(
@@ -285,7 +296,9 @@ impl Future for Receipt {
         Pin::new(&mut self.0).poll(context).map(|outcome| match outcome.map_err(|_| stopped())?? {
             Outcome::Applied => Ok(()),
             Outcome::Duplicate => Err(JournalError::Write { reason: "this choice is on record already".to_owned() }),
-            Outcome::Missing => Err(JournalError::Write { reason: "there was nothing to change".to_owned() }),
+            Outcome::Missing | Outcome::Accepted(_) | Outcome::Conflict { .. } => {
+                Err(JournalError::Write { reason: "there was nothing to change".to_owned() })
+            }
         })
     }
 }

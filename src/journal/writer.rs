@@ -107,6 +107,9 @@ impl Writer {
     }
 
     fn count(&self, write: &Write, since: Instant, outcome: &Result<Outcome, JournalError>) {
+        if let Ok(Outcome::Accepted(accepted)) = outcome {
+            self.metrics.count_feedback(accepted.joined, accepted.in_flight, accepted.aside, accepted.repeated);
+        }
         let Write::Choices(completion) = write else { return };
         match outcome {
             Ok(Outcome::Applied) => {
@@ -118,7 +121,7 @@ impl Writer {
                 let average = if before == 0 { sample } else { before - before / 8 + sample / 8 };
                 self.progress.held_us.store(average.max(1), Ordering::Relaxed);
             }
-            Ok(Outcome::Missing | Outcome::Duplicate) | Err(_) => {
+            Ok(Outcome::Missing | Outcome::Duplicate | Outcome::Accepted(_) | Outcome::Conflict { .. }) | Err(_) => {
                 self.metrics.record_failures.inc_by(completion.choices.len() as u64);
             }
         }

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::{feedback, flags};
 use crate::http::route::Route;
 
 /// What a route takes and gives.
@@ -76,6 +77,16 @@ pub fn operation(route: Route) -> Value {
             "Run a recorded request again on its recorded versions, sampling and seed, and compare. For admins.",
             gives("Replay"),
         ),
+        Route::GiveFeedback => feedback::give(),
+        Route::ListFeedback => feedback::list(),
+        Route::GetFeedback => feedback::get(),
+        Route::RetractFeedback => feedback::retract(),
+        Route::ListFlags => flags::list(),
+        Route::GetFlag => flags::get(),
+        Route::ResolveFlag => flags::resolve(),
+        Route::FlagRules => flags::rules(),
+        Route::TryFlagRules => flags::try_rules(),
+        Route::ApplyFlagRules => flags::apply(),
         Route::LoadAdapter => changes(
             [
                 "loadAdapter",
@@ -136,15 +147,15 @@ fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
 }
 
-fn gives(schema: &str) -> Value {
+pub(super) fn gives(schema: &str) -> Value {
     json!({"application/json": {"schema": reference(schema)}})
 }
 
-fn takes(schema: &str) -> Value {
+pub(super) fn takes(schema: &str) -> Value {
     json!({"required": true, "content": gives(schema)})
 }
 
-fn answers(content: Value) -> Value {
+pub(super) fn answers(content: Value) -> Value {
     json!({
         "200": {"description": "The answer.", "content": content},
         "4XX": {"$ref": "#/components/responses/Error"},
@@ -152,7 +163,7 @@ fn answers(content: Value) -> Value {
     })
 }
 
-fn plain(id: &str, summary: &str, content: Value) -> Value {
+pub(super) fn plain(id: &str, summary: &str, content: Value) -> Value {
     json!({"operationId": id, "summary": summary, "responses": answers(content)})
 }
 
@@ -191,10 +202,10 @@ fn one_stored(operation_id: &str, summary: &str, content: Value) -> Value {
     operation
 }
 
-fn id(description: &str) -> Value {
+pub(super) fn id(description: &str) -> Value {
     json!({"name": "id", "in": "path", "required": true, "description": description, "schema": {"type": "string"}})
 }
 
-fn query(name: &str, schema: Value, description: &str) -> Value {
+pub(super) fn query(name: &str, schema: Value, description: &str) -> Value {
     json!({"name": name, "in": "query", "description": description, "schema": schema})
 }

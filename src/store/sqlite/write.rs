@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::{feedback, flags, measures};
 use crate::store::{
     Committed, Completion, Content, Cursor, Outcome, StoreError, Write,
     scores::{pack, pack_tokens},
@@ -31,10 +32,15 @@ fn apply(transaction: &Transaction<'_>, write: &Write) -> Result<Outcome, StoreE
         Write::Choices(completion) => record(transaction, completion),
         Write::Metadata { id, metadata } => replace_metadata(transaction, id, metadata),
         Write::Erase { id, at_ms } => erase(transaction, id, *at_ms),
+        Write::Feedback(given) => feedback::add(transaction, given),
+        Write::FollowUp(followup) => flags::follow_up(transaction, followup),
+        Write::Resolve { flag, resolved } => flags::resolve(transaction, *flag, resolved.as_ref()),
+        Write::Retract { id, at_ms } => feedback::retract(transaction, id, *at_ms),
     }
 }
 
 fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outcome, StoreError> {
+    let served = measures::served(transaction, completion)?;
     // What the client said may have been erased while other choices were still running.
     let (seq, kept) = match known(transaction, &completion.id)? {
         Some((seq, kept)) => {
@@ -47,9 +53,11 @@ fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outc
             if let Some(content) = &completion.content {
                 insert_prompts(transaction, seq, content)?;
             }
+            feedback::join(transaction, &completion.id)?;
             (seq, true)
         }
     };
+
     let mut outcome = Outcome::Applied;
     for choice in &completion.choices {
         let added = transaction
@@ -60,7 +68,11 @@ fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outc
             .execute(params![seq, choice.index, choice.ending.as_str(), choice.tokens as i64, choice.fault])?;
         if added == 0 {
             outcome = Outcome::Duplicate;
-        } else if kept && (choice.text.is_some() || !choice.scores.is_empty()) {
+            continue;
+        }
+        let row = transaction.last_insert_rowid();
+        measures::insert(transaction, (served, row, seq), completion, choice)?;
+        if kept && (choice.text.is_some() || !choice.scores.is_empty()) {
             let scores = pack(&choice.scores);
             insert_content(transaction, seq, Role::Answer, choice.index, choice.text.as_deref(), &scores)?;
         }
@@ -201,6 +213,8 @@ fn erase(transaction: &Transaction<'_>, id: &str, at_ms: i64) -> Result<Outcome,
              WHERE seq = ?1",
         )?
         .execute([seq, at_ms])?;
+    feedback::erase_on(transaction, id, at_ms)?;
+    flags::erase_notes(transaction, seq)?;
     Ok(Outcome::Applied)
 }
 
