@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 
 use super::publish::{Candidate, Expected, Load, Origin, PublishError, Publisher};
@@ -80,6 +81,25 @@ impl FirstUse {
         answer(name, outcome, |reason| busy(reason, FIRST_PAUSE))
     }
 
+    /// As [`FirstUse::find`], within a time. The look goes on without whoever has waited enough.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotYet`] after that time, else as [`FirstUse::find`].
+    pub async fn find_within(self: &Arc<Self>, name: &AdapterName, wait: Duration) -> Result<bool, AdapterError> {
+        // A timer has a grain; whoever does not wait at all is not kept for that long.
+        let found = match wait.is_zero() {
+            true => self.find(name).now_or_never(),
+            false => tokio::time::timeout(wait, self.find(name)).await.ok(),
+        };
+        found.unwrap_or_else(|| {
+            Err(AdapterError::NotYet {
+                name: name.clone(),
+                waited_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+                retry_after_ms: RETRY_AFTER_MS,
+            })
+        })
+    }
+
     async fn look(&self, name: &AdapterName) -> Outcome {
         let found = async {
             let place = self.sources.find(name).await?;
@@ -134,6 +154,8 @@ fn answer(
     }
 }
 
+/// When to come back to a name that is still being looked for.
+const RETRY_AFTER_MS: u64 = 1000;
 /// Looks at the same time.
 const AT_ONCE: usize = 16;
 /// Looks in vain that may follow each other at once, and how long it takes until one more may.

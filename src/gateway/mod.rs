@@ -16,7 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use ask::{Ask, AskError, Caller, Prompt, ReplyError, ReplyEvent, ReplyHead};
@@ -109,8 +109,9 @@ impl Gateway {
             return Err(AskError::Draining);
         }
         let parts = &self.0.parts;
+        let (begun, wait) = (Instant::now(), ask.adapter_wait.unwrap_or(parts.settings.adapter_wait));
         let route = match self.route(&ask.model, &ask.caller) {
-            Err(AskError::UnknownModel { .. }) if self.bring(&ask.model, &ask.caller).await? => {
+            Err(AskError::UnknownModel { .. }) if self.bring(&ask.model, &ask.caller, wait).await? => {
                 self.route(&ask.model, &ask.caller)?
             }
             route => route?,
@@ -119,8 +120,8 @@ impl Gateway {
         let lease = match &route {
             Route::Base => None,
             Route::Adapter { name, version } => {
-                let wait = ask.adapter_wait.unwrap_or(parts.settings.adapter_wait);
-                Some(parts.adapters.lease_within(name, *version, wait).await?)
+                let left = wait.saturating_sub(begun.elapsed());
+                Some(parts.adapters.lease_within(name, *version, left).await?)
             }
         };
         self.answer(ask, lease, slot).await
@@ -169,12 +170,13 @@ impl Gateway {
         Running(self.clone())
     }
 
-    /// Looks for a name that is not known, where that is switched on; true if it is served now.
-    async fn bring(&self, model: &str, caller: &Caller) -> Result<bool, AskError> {
+    /// Looks for a name that is not known, where that is switched on, for as long as the caller waits; true if it is served
+    /// now.
+    async fn bring(&self, model: &str, caller: &Caller, wait: Duration) -> Result<bool, AskError> {
         let parts = &self.0.parts;
         let Some(first_use) = &parts.first_use else { return Ok(false) };
         match route::may_be(model, caller, &parts.settings.base_names) {
-            Some(name) => Ok(first_use.find(&name).await?),
+            Some(name) => Ok(first_use.find_within(&name, wait).await?),
             None => Ok(false),
         }
     }

@@ -18,7 +18,8 @@ use tunegate::{
 use super::draft::Draft;
 use crate::support::{
     depot::{Depot, Fault, Proxy},
-    server::TestServer,
+    server::{COMPLETIONS, TestServer, text_body},
+    wire::Request,
 };
 
 /// A place with folders of adapters, a file of desired ones, and a server beside them.
@@ -412,6 +413,33 @@ async fn a_name_is_found_in_the_sources_when_it_is_first_asked_for() {
     let gone = server.complete("team/sql", json!("a"), json!({})).await.status;
     assert!(matches!(gone, 404 | 503), "{gone}");
     assert!(version(&server, "team/sql").is_none());
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_name_that_is_being_fetched_waits_no_longer_than_he_says() {
+    let (desk, depot) = (Desk::new(), Depot::start());
+    shelve(&depot, "slow", 1.0);
+    let proxy = Proxy::before(depot.address);
+    proxy.order("GET /a/slow/adapter_model", Fault::Stall(10));
+    let server = desk
+        .start(|config| {
+            config.follow.on_first_use = true;
+            config.dirs = Vec::new();
+            config.sources = vec![parse_source(&format!("web={}/a", proxy.url()), DEFAULT_REGION).unwrap()];
+            // It goes on when the client gives up on the connection.
+            config.fetch.stall = Duration::from_secs(3);
+        })
+        .await;
+    for wait in ["0", "100"] {
+        let body = text_body("slow", json!("a"), json!({}));
+        let request = Request::post(COMPLETIONS, &body).header("x-tunegate-adapter-wait-ms", wait);
+        let answer = server.send(request).await;
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!(answer.header("retry-after").is_some() && answer.text().contains("was not in memory within"));
+    }
+    assert_eq!(server.complete("slow", json!("a"), json!({})).await.status, 200, "the fetch went on meanwhile");
+    let fetches = proxy.requests().iter().filter(|head| head.starts_with("GET /a/slow/adapter_model")).count();
+    assert_eq!(fetches, 2, "cut once, for all who asked");
 }
 
 #[tokio::test]
