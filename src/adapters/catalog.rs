@@ -209,8 +209,8 @@ impl Named {
 
     /// The versions of the last `count` steps that moved the name, and the one in force.
     pub fn recent(&self, count: usize) -> impl Iterator<Item = AdapterVersion> {
-        let stays = |step: &&Step| matches!(step.operation, Operation::Settings | Operation::Release);
-        let moves = self.steps.iter().rev().filter(|step| !stays(step));
+        let stays = |step: &Step| matches!(step.operation, Operation::Settings | Operation::Release);
+        let moves = self.steps.iter().rev().filter(move |step| !stays(step));
         moves.take(count).filter_map(|step| step.version).chain(self.row.version)
     }
 }

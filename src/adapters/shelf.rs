@@ -7,7 +7,7 @@ use std::{
 use futures_util::FutureExt as _;
 
 use super::{
-    AdapterCard, AdapterEntry, AdapterError, AdapterLease, AdapterLimits, BaseIdentity, Refusal, RefusalCode,
+    AdapterEntry, AdapterError, AdapterLease, AdapterLimits, BaseIdentity, Refusal, RefusalCode,
     catalog::{Catalog, Named, Serving},
     check::AdapterPlan,
     fingerprint,

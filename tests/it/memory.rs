@@ -4,8 +4,11 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    path::Path,
     process::{Child, Command, Stdio},
 };
+
+use serde_json::{Value, json};
 
 use crate::support::golden;
 
@@ -17,13 +20,18 @@ struct Server {
 }
 
 impl Server {
-    fn start(data: &std::path::Path, kv: &str) -> Self {
+    fn start(data: &Path, kv: &str) -> Self {
+        Self::start_with(data, kv, &["--adapter-memory-bytes", "64MiB"])
+    }
+
+    fn start_with(data: &Path, kv: &str, more: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tunegate"))
             .env_clear()
             .arg("serve")
             .arg(golden("models/llama"))
-            .args(["--port", "0", "--kv-cache-memory-bytes", kv, "--adapter-memory-bytes", "64MiB", "--data-dir"])
+            .args(["--port", "0", "--kv-cache-memory-bytes", kv, "--data-dir"])
             .arg(data)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -51,6 +59,18 @@ impl Server {
         stream.read_to_string(&mut text).expect("read");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
+    /// Changes an adapter, and succeeds.
+    fn change(&self, path: &str, body: &Value) {
+        let mut stream = TcpStream::connect(&self.address).expect("it listens");
+        let body = body.to_string();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
+        let head = format!("{head}content-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all((head + &body).as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("read");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
     fn resident_bytes(&self) -> u64 {
@@ -85,5 +105,74 @@ fn a_server_says_what_its_memory_is_for_and_takes_none_for_what_is_not_used() {
     if cfg!(target_os = "linux") {
         let resident = server.resident_bytes();
         assert!(resident < weights + (128 << 20), "{resident} bytes, of which the program's own are few");
+    }
+}
+
+/// An adapter of rank 512 on every projection of the tiny llama, whose version depends on `number`: 4 MiB in float32.
+fn write_large(folder: &Path, number: usize) {
+    const RANK: usize = 512;
+    let sites = [
+        ("self_attn.q_proj", 64, 64),
+        ("self_attn.k_proj", 64, 32),
+        ("self_attn.v_proj", 64, 32),
+        ("self_attn.o_proj", 64, 64),
+        ("mlp.gate_proj", 64, 128),
+        ("mlp.up_proj", 64, 128),
+        ("mlp.down_proj", 128, 64),
+    ];
+    let (mut header, mut values) = (serde_json::Map::new(), Vec::new());
+    for layer in 0..2 {
+        for (site, inputs, outputs) in sites {
+            for (half, shape) in [("lora_A", [RANK, inputs]), ("lora_B", [outputs, RANK])] {
+                let begin = values.len();
+                values.extend((0..shape[0] * shape[1]).flat_map(|at| ((at % 7) as f32 * 1e-5).to_le_bytes()));
+                let name = format!("base_model.model.model.layers.{layer}.{site}.{half}.weight");
+                header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, values.len()]}));
+            }
+        }
+    }
+    let header = Value::from(header).to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(&values);
+    fs::create_dir_all(folder).expect("made");
+    fs::write(folder.join("adapter_model.safetensors"), file).expect("written");
+    let modules = sites.map(|(site, _, _)| site.rsplit_once('.').expect("a module").1);
+    let config = json!({"peft_type": "LORA", "r": RANK, "lora_alpha": number + 1, "target_modules": modules});
+    fs::write(folder.join("adapter_config.json"), config.to_string()).expect("written");
+}
+
+#[test]
+fn the_system_gets_the_memory_of_unloaded_adapters_back() {
+    const ADAPTERS: usize = 16;
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path().join("root");
+    (0..ADAPTERS).for_each(|number| write_large(&root.join(format!("a{number}")), number));
+    let root = root.display().to_string();
+    let flags = ["--adapter-root", &root, "--exact", "--adapter-trial=false", "--adapter-memory-bytes=1GiB"];
+    let server = Server::start_with(&folder.path().join("data"), "64MiB", &flags);
+    let load = |number: usize| {
+        server.change(
+            "/v1/load_lora_adapter",
+            &json!({"lora_name": format!("a{number}"), "lora_path": format!("a{number}")}),
+        );
+    };
+    // What reading one takes for the first time is not the adapters' own.
+    load(0);
+    server.change("/v1/unload_lora_adapter", &json!({"lora_name": "a0"}));
+    let before = server.resident_bytes();
+    (0..ADAPTERS).for_each(load);
+    let (held, full) = (server.metric("tunegate_adapter_bytes"), server.resident_bytes());
+    assert!(held > 48 << 20, "{held} bytes of adapters");
+    for number in 0..ADAPTERS {
+        server.change("/v1/unload_lora_adapter", &json!({"lora_name": format!("a{number}")}));
+    }
+    while server.metric("tunegate_adapter_bytes") > 0 {
+        // It is freed on a thread of its own.
+    }
+    if cfg!(target_os = "linux") {
+        let after = server.resident_bytes();
+        assert!(full > before + held / 2, "{before} bytes, then {full} with {held} of adapters");
+        assert!(after < before + held / 8, "{before} bytes, {full} with {held} of adapters, and then {after}");
     }
 }

@@ -196,6 +196,29 @@ async fn two_cold_adapters_are_loaded_side_by_side() {
 }
 
 #[tokio::test]
+async fn a_cold_adapter_whose_load_stalls_holds_up_no_warm_one() {
+    let (open, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let limits = ResidencyLimits { max_bytes: u64::MAX, max_count: None, host: None };
+    let set = set(limits, move |version| {
+        if version != self::version(0) {
+            let _ = gate.lock().unwrap().recv();
+        }
+        Ok((LoraAdapter::new(version, 1, Arc::new(())), card()))
+    });
+    let name = name();
+    set.get(&name, version(0), 1).await.unwrap();
+    let mut cold = Box::pin(set.get(&name, version(1), 1));
+    assert!(futures_util::poll!(cold.as_mut()).is_pending());
+    for _ in 0..100 {
+        assert!(set.get(&name, version(0), 1).await.is_ok());
+    }
+    assert_eq!(set.state(version(1)), Residency::Loading);
+    drop(open);
+    cold.await.unwrap();
+}
+
+#[tokio::test]
 async fn lookups_are_counted_by_where_the_weights_were() {
     let metrics = Arc::new(Metrics::default());
     let load =
@@ -211,12 +234,12 @@ async fn lookups_are_counted_by_where_the_weights_were() {
 }
 
 /// A copy from which an adapter of 100 bytes is made again.
-struct Copy {
+struct OneCopy {
     version: AdapterVersion,
     freed: mpsc::Sender<AdapterVersion>,
 }
 
-impl HostCopy for Copy {
+impl HostCopy for OneCopy {
     fn bytes(&self) -> u64 {
         40
     }
@@ -230,7 +253,7 @@ impl HostCopy for Copy {
     }
 }
 
-impl Drop for Copy {
+impl Drop for OneCopy {
     fn drop(&mut self) {
         let _ = self.freed.send(self.version);
     }
@@ -251,7 +274,7 @@ impl Tiers {
         let counted = Arc::clone(&loads);
         let load = move |_: &AdapterName, version, _: &mut Reservation<'_>| {
             counted.fetch_add(1, Ordering::SeqCst);
-            let copy: Arc<dyn HostCopy> = Arc::new(Copy { version, freed: gone.clone() });
+            let copy: Arc<dyn HostCopy> = Arc::new(OneCopy { version, freed: gone.clone() });
             Ok(Loaded { copy: Some(copy), ..alone(LoraAdapter::new(version, 100, Arc::new(()))) })
         };
         let limits = ResidencyLimits { host: Some(host), ..ONE };

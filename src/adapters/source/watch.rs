@@ -330,6 +330,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_change_that_no_event_tells_of_is_found_by_looking_again() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("root");
+        put(&root.join("sql"), 1);
+        // Who writes through another name of the file is not seen by whoever watches its folder.
+        let other = place.path().join("other");
+        fs::hard_link(root.join("sql").join(WEIGHTS_FILE), &other).unwrap();
+        let watch = Watch::start(WatchSettings { interval: Duration::from_millis(50), ..settings(&root) }).unwrap();
+        let stamp = watch.seen().settled[&name("sql")].stamp.clone();
+        fs::write(other, weights(2)).unwrap();
+        until(&watch, |seen| seen.settled.get("sql").is_some_and(|settled| settled.stamp != stamp)).await;
+    }
+
+    #[tokio::test]
     async fn a_file_that_is_replaced_is_told_of() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("desired.toml");

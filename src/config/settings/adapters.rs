@@ -8,7 +8,7 @@ use super::Check;
 use crate::{
     config::{
         AdapterConfig, DEFAULT_REGION, Device, FetchConfig, FollowConfig, HubConfig, S3Credentials, Secret,
-        SourceConfig, source, value::Switch,
+        SourceConfig, SourcePlace, source, value::Switch,
     },
     terms::AdapterName,
 };

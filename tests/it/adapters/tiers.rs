@@ -34,7 +34,8 @@ async fn answer(server: &TestServer, adapter: &str) -> Value {
 
 /// Series of `/metrics` that begin with `start`.
 async fn series(server: &TestServer, start: &str) -> Vec<String> {
-    let text = server.get("/metrics").await.text();
+    let answer = server.get("/metrics").await;
+    let text = answer.text();
     text.lines().filter(|line| line.starts_with(start)).map(str::to_owned).collect()
 }
 
