@@ -44,6 +44,8 @@ pub struct AdapterLease {
     pub weights: Arc<LoraAdapter>,
     pub card: Arc<AdapterCard>,
     /// Counts the lease, however often it is cloned.
+    /// Where the weights were when they were asked for.
+    pub found: Residency,
     _seat: Arc<residency::Seat>,
 }
 
@@ -127,6 +129,17 @@ pub enum Residency {
 }
 
 /// Why an adapter cannot serve.
+impl Residency {
+    /// As answers, headers and metrics have it.
+    pub const fn tier(self) -> &'static str {
+        match self {
+            Self::Resident => "memory",
+            Self::Loading => "loading",
+            Self::Cold => "disk",
+        }
+    }
+}
+
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AdapterError {
     #[error("there is no adapter '{name}'{}", .nearest.as_ref().map_or_else(String::new, |n| format!("; the nearest is '{n}'")))]

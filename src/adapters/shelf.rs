@@ -159,9 +159,9 @@ impl AdapterStore {
     /// [`AdapterError::NoRoom`] or [`AdapterError::Busy`] when it may be tried again; [`AdapterError::Refused`] or
     /// [`AdapterError::Unreadable`] if what is kept does not serve.
     pub async fn lease(&self, name: &AdapterName, version: AdapterVersion) -> Result<AdapterLease, AdapterError> {
-        let ready = self.residents.get(name, version, self.expected_bytes(version)).await?;
+        let (ready, found) = self.residents.get(name, version, self.expected_bytes(version)).await?;
         let seat = Arc::new(ready.seat());
-        Ok(AdapterLease { name: name.clone(), version, weights: ready.weights, card: ready.card, _seat: seat })
+        Ok(AdapterLease { name: name.clone(), version, weights: ready.weights, card: ready.card, found, _seat: seat })
     }
 
     /// As [`AdapterStore::lease`], within a time. The load goes on without whoever has waited enough.

@@ -55,11 +55,12 @@ pub async fn metrics(State(app): State<AppState>) -> Response {
         let there = entries.iter().filter(move |entry| entry.residency == wanted);
         there.map(|entry| entry.name.to_string()).collect::<Vec<_>>()
     };
-    for (tier, residency) in
-        [("memory", Residency::Resident), ("loading", Residency::Loading), ("disk", Residency::Cold)]
-    {
+    for residency in [Residency::Resident, Residency::Loading, Residency::Cold] {
         let count = entries.iter().filter(|entry| entry.residency == residency).count();
-        app.metrics().adapter_names.with_label_values(&[tier]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        app.metrics()
+            .adapter_names
+            .with_label_values(&[residency.tier()])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     let leases = app.gateway().adapters().leases();
     app.metrics().adapter_leases.set(i64::try_from(leases).unwrap_or(i64::MAX));

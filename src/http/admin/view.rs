@@ -132,7 +132,7 @@ impl AdapterBody {
             pinned: row.pinned,
             source: row.source.clone(),
             since: Some(seconds(row.since_ms)),
-            tier: usage.map(|usage| tier(usage.residency)),
+            tier: usage.map(|usage| usage.residency.tier()),
             bytes: serving.map(|serving| serving.packed_bytes),
             file_bytes: card.map(|card| card.file_bytes),
             rank: card.map(|card| card.rank),
@@ -202,7 +202,7 @@ fn versions(named: &Named, adapters: &AdapterStore) -> Vec<VersionBody> {
         VersionBody {
             version: kept.version,
             current: named.row.version == Some(kept.version),
-            tier: if residency == Residency::Cold && kept.kept_bytes == 0 { "gone" } else { tier(residency) },
+            tier: if residency == Residency::Cold && kept.kept_bytes == 0 { "gone" } else { residency.tier() },
             bytes,
             kept_bytes: kept.kept_bytes,
             leases,
@@ -285,14 +285,6 @@ impl StepBody {
             why: step.why.clone(),
             source: step.source.clone(),
         }
-    }
-}
-
-const fn tier(residency: Residency) -> &'static str {
-    match residency {
-        Residency::Resident => "memory",
-        Residency::Loading => "loading",
-        Residency::Cold => "disk",
     }
 }
 
