@@ -44,6 +44,8 @@ pub struct AdapterLease {
     pub weights: Arc<LoraAdapter>,
     pub card: Arc<AdapterCard>,
     /// Counts the lease, however often it is cloned.
+    /// Where the weights were when they were asked for.
+    pub found: Residency,
     _seat: Arc<residency::Seat>,
 }
 
@@ -126,6 +128,18 @@ pub enum Residency {
     Host,
     /// On disk only.
     Cold,
+}
+
+impl Residency {
+    /// As answers, headers and metrics have it.
+    pub const fn tier(self) -> &'static str {
+        match self {
+            Self::Resident => "memory",
+            Self::Loading => "loading",
+            Self::Host => "host",
+            Self::Cold => "disk",
+        }
+    }
 }
 
 /// Why an adapter cannot serve.

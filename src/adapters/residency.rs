@@ -184,33 +184,33 @@ impl ResidentSet {
         Ok(Self { shared, jobs })
     }
 
-    /// The weights, from memory or loaded. `bytes` is a first guess at what they take.
+    /// The weights, from memory or loaded, and where they were. `bytes` is a first guess at what they take.
     ///
     /// # Errors
     /// What loading met, or that there is no room.
-    pub async fn get(&self, name: &AdapterName, version: AdapterVersion, bytes: u64) -> Result<Ready, AdapterError> {
-        let found = |tier: &str| self.shared.metrics.adapter_lookups.with_label_values(&[tier]).inc();
-        if let Some(ready) = self.shared.cached(version) {
-            found("memory");
-            return Ok(ready);
-        }
-        let mut outcome = match self.join_or_start(name, version, bytes)? {
-            Joined::Ready(ready) => {
-                found("memory");
-                return Ok(ready);
-            }
-            Joined::Loading(outcome) => {
-                found("loading");
-                outcome
-            }
-            Joined::Started(tier, outcome) => {
-                found(tier);
-                outcome
-            }
+    pub async fn get(
+        &self,
+        name: &AdapterName,
+        version: AdapterVersion,
+        bytes: u64,
+    ) -> Result<(Ready, Residency), AdapterError> {
+        let joined = match self.shared.cached(version) {
+            Some(ready) => Joined::Ready(ready),
+            None => self.join_or_start(name, version, bytes)?,
+        };
+        let found = match &joined {
+            Joined::Ready(_) => Residency::Resident,
+            Joined::Loading(_) => Residency::Loading,
+            Joined::Started(from, _) => *from,
+        };
+        self.shared.metrics.adapter_lookups.with_label_values(&[found.tier()]).inc();
+        let mut outcome = match joined {
+            Joined::Ready(ready) => return Ok((ready, found)),
+            Joined::Loading(outcome) | Joined::Started(_, outcome) => outcome,
         };
         let lost = || AdapterError::Unreadable { name: name.to_string(), reason: "the load was given up".to_owned() };
         let done = outcome.wait_for(Option::is_some).await.map_err(|_| lost())?;
-        done.clone().unwrap_or_else(|| Err(lost()))
+        Ok((done.clone().unwrap_or_else(|| Err(lost()))?, found))
     }
 
     fn join_or_start(&self, name: &AdapterName, version: AdapterVersion, bytes: u64) -> Result<Joined, AdapterError> {
@@ -237,13 +237,13 @@ impl ResidentSet {
             retry_after_ms: RETRY_AFTER_MS,
         })?;
         book.loading.insert(version, outcome.clone());
-        let tier = if self.shared.copied(version).is_some() { "host" } else { "disk" };
-        Ok(Joined::Started(tier, outcome))
+        let from = if self.shared.copied(version).is_some() { Residency::Host } else { Residency::Cold };
+        Ok(Joined::Started(from, outcome))
     }
 
     /// Loads a version and keeps it, whatever else is asked for.
     pub async fn pin(&self, name: &AdapterName, version: AdapterVersion, bytes: u64) -> Result<(), AdapterError> {
-        let ready = self.get(name, version, bytes).await?;
+        let (ready, _) = self.get(name, version, bytes).await?;
         let mut book = self.shared.book();
         book.pinned.insert(version, ready);
         self.shared.cache.invalidate(&version);
@@ -341,7 +341,7 @@ enum Joined {
     /// Somebody else's load.
     Loading(watch::Receiver<Outcome>),
     /// A load, from this tier.
-    Started(&'static str, watch::Receiver<Outcome>),
+    Started(Residency, watch::Receiver<Outcome>),
 }
 
 impl Held {

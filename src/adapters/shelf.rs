@@ -1,6 +1,10 @@
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -22,7 +26,7 @@ use crate::{
     config::AdapterConfig,
     metrics::Metrics,
     model::{BaseWeights, PackError, Packer},
-    store::{NameRow, Store},
+    store::{NameRow, Step, Store},
     terms::{AdapterName, AdapterVersion},
 };
 
@@ -46,6 +50,9 @@ pub struct Opened {
 
 /// Reads and checks adapters for one base.
 pub(super) struct Loader {
+/// Versions that are read and checked at the same time at the start, each held in memory whole.
+const RESTORED_AT_ONCE: usize = 4;
+
     pub vault: Vault,
     packer: Arc<dyn Packer>,
     pub base: BaseIdentity,
@@ -88,8 +95,10 @@ impl AdapterStore {
             max_bytes: config.max_bytes,
         });
         let mut catalog = Catalog::new(loader.base.names.clone());
-        for (row, steps) in store.names().map_err(lost)? {
-            let serving = match row.version.map(|version| loader.restore(&row.name, version)) {
+        let names = store.names().map_err(lost)?;
+        let restored = loader.restore_all(&names);
+        for ((row, steps), restored) in names.into_iter().zip(restored) {
+            let serving = match restored {
                 Some(Ok(serving)) => Some(serving),
                 Some(Err(refusals)) => {
                     catalog.refuse(row.name.to_string(), refusals);
@@ -164,9 +173,9 @@ impl AdapterStore {
     /// [`AdapterError::NoRoom`] or [`AdapterError::Busy`] when it may be tried again; [`AdapterError::Refused`] or
     /// [`AdapterError::Unreadable`] if what is kept does not serve.
     pub async fn lease(&self, name: &AdapterName, version: AdapterVersion) -> Result<AdapterLease, AdapterError> {
-        let ready = self.residents.get(name, version, self.expected_bytes(version)).await?;
+        let (ready, found) = self.residents.get(name, version, self.expected_bytes(version)).await?;
         let seat = Arc::new(ready.seat());
-        Ok(AdapterLease { name: name.clone(), version, weights: ready.weights, card: ready.card, _seat: seat })
+        Ok(AdapterLease { name: name.clone(), version, weights: ready.weights, card: ready.card, found, _seat: seat })
     }
 
     /// As [`AdapterStore::lease`], within a time. The load goes on without whoever has waited enough.
@@ -242,6 +251,25 @@ impl Loader {
             vec![Refusal { code: RefusalCode::MissingFile, subject: format!("{name}@{}", version.short()), reason }]
         };
         if !self.vault.holds(version) {
+    /// [`Loader::restore`] of what each name has, several at a time; `None` for a name without a version.
+    fn restore_all(&self, names: &[(NameRow, Vec<Step>)]) -> Vec<Option<Result<Serving, Vec<Refusal>>>> {
+        let next = AtomicUsize::new(0);
+        let restored: Vec<OnceLock<_>> = names.iter().map(|_| OnceLock::new()).collect();
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(RESTORED_AT_ONCE);
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some((row, _)) = names.get(index) else { return };
+                if let Some(version) = row.version {
+                    // Each is somebody's alone, so it is empty.
+                    let _ = restored[index].set(self.restore(&row.name, version));
+                }
+            }
+        };
+        thread::scope(|scope| (0..threads.min(names.len())).for_each(|_| drop(scope.spawn(work))));
+        restored.into_iter().map(OnceLock::into_inner).collect()
+    }
+
             return Err(refused("is not kept here any more".to_owned()));
         }
         let files = self.vault.read(version, self.limits.max_file_bytes)?;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::journal::{CompletionKind, JournalError};
 use crate::{
-    adapters::AdapterError,
+    adapters::{AdapterError, Residency},
     engine::{EngineFault, KvSalt, SubmitError},
     terms::{FinishReason, Message, RecordPolicy, SamplingLayer, TokenScore, Usage},
     text::TextError,
@@ -111,6 +111,8 @@ pub struct ReplyHead {
     pub fingerprint: String,
     /// The short version that answers, for the header `x-tunegate-version`.
     pub version: String,
+    /// Where the adapter's weights were when the request came, for the header `x-tunegate-adapter-tier`; `None` for the base.
+    pub found: Option<Residency>,
     pub prompt_tokens: usize,
 }
 

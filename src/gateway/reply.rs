@@ -186,6 +186,7 @@ fn head(gateway: &Gateway, question: &Question, created: i64) -> ReplyHead {
         model,
         fingerprint: format!("fp_{}", fingerprint.short()),
         version,
+        found: question.lease.as_ref().map(|lease| lease.found),
         prompt_tokens: question.prompts.iter().map(|prompt| prompt.tokens.len()).sum(),
     }
 }

@@ -56,11 +56,13 @@ pub async fn metrics(State(app): State<AppState>) -> Response {
         there.map(|entry| entry.name.to_string()).collect::<Vec<_>>()
     };
     // Without a host memory beside the device's there is no such tier, and no series that says 0.
-    let hosted = app.gateway().adapters().resident().host.map(|_| ("host", Residency::Host));
-    let tiers = [("memory", Residency::Resident), ("loading", Residency::Loading), ("disk", Residency::Cold)];
-    for (tier, residency) in tiers.into_iter().chain(hosted) {
+    let hosted = app.gateway().adapters().resident().host.map(|_| Residency::Host);
+    for residency in [Residency::Resident, Residency::Loading, Residency::Cold].into_iter().chain(hosted) {
         let count = entries.iter().filter(|entry| entry.residency == residency).count();
-        app.metrics().adapter_names.with_label_values(&[tier]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        app.metrics()
+            .adapter_names
+            .with_label_values(&[residency.tier()])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     let leases = app.gateway().adapters().leases();
     app.metrics().adapter_leases.set(i64::try_from(leases).unwrap_or(i64::MAX));

@@ -20,6 +20,7 @@ pub mod priority;
 pub mod quantize;
 pub mod reference;
 pub mod rope;
+pub mod round;
 pub mod sample;
 pub mod scan;
 pub mod share;

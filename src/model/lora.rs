@@ -6,7 +6,7 @@
 
 use std::{fmt, sync::Arc, sync::mpsc};
 
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::ModelShape;
 use crate::terms::AdapterVersion;
@@ -91,10 +91,20 @@ impl Values {
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
             Self::F32(v) => v.clone(),
-            Self::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
-            Self::BF16(v) => v.iter().map(|x| x.to_f32()).collect(),
+            Self::F16(v) => wide(v),
+            Self::BF16(v) => wide(v),
         }
     }
+}
+
+/// Many at once, where the machine converts so.
+fn wide<T>(values: &[T]) -> Vec<f32>
+where
+    [T]: HalfFloatSliceExt,
+{
+    let mut wide = vec![0.0; values.len()];
+    values.convert_to_f32_slice(&mut wide);
+    wide
 }
 
 /// What an adapter does at one site.

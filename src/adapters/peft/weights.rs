@@ -143,12 +143,22 @@ fn structure_fault(error: &SafeTensorError) -> String {
 /// `None` for a dtype that is not served; else the first value that is not finite, where there is one.
 fn finite(tensor: &TensorView<'_>) -> Option<Option<usize>> {
     let data = tensor.data();
+    // A number is finite unless all bits of its exponent are set.
     Some(match tensor.dtype() {
-        Dtype::F32 => data.as_chunks().0.iter().position(|bytes| !f32::from_le_bytes(*bytes).is_finite()),
-        Dtype::F16 => data.as_chunks().0.iter().position(|bytes| !f16::from_le_bytes(*bytes).is_finite()),
-        Dtype::BF16 => data.as_chunks().0.iter().position(|bytes| !bf16::from_le_bytes(*bytes).is_finite()),
+        Dtype::F32 => first(data, |bytes| u32::from_le_bytes(bytes) & 0x7f80_0000 == 0x7f80_0000),
+        Dtype::F16 => first(data, |bytes| u16::from_le_bytes(bytes) & 0x7c00 == 0x7c00),
+        Dtype::BF16 => first(data, |bytes| u16::from_le_bytes(bytes) & 0x7f80 == 0x7f80),
         _ => return None,
     })
+}
+
+/// The first of the numbers of `N` bytes that is `wanted`. Looked for in pieces, which are compared many numbers at once.
+fn first<const N: usize>(data: &[u8], wanted: impl Fn([u8; N]) -> bool + Copy) -> Option<usize> {
+    const PIECE: usize = 256;
+    let numbers = data.as_chunks::<N>().0;
+    let has_one = |piece: &[[u8; N]]| piece.iter().fold(false, |any, number| any | wanted(*number));
+    let before = PIECE * numbers.chunks(PIECE).position(has_one)?;
+    numbers[before..].iter().position(|number| wanted(*number)).map(|at| before + at)
 }
 
 /// A matrix in its own dtype; `None` if it has not two dimensions or a dtype that is not served.

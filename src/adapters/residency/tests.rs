@@ -77,7 +77,7 @@ async fn a_load_waits_for_memory_that_is_still_being_freed() {
     assert!(futures_util::poll!(second.as_mut()).is_pending());
     assert!(set.snapshot().bytes <= 100);
     let_go.send(()).unwrap();
-    assert_eq!(second.await.unwrap().weights.version(), version(1));
+    assert_eq!(second.await.unwrap().0.weights.version(), version(1));
     assert_eq!(set.snapshot().versions, [(version(1), 100)]);
 }
 
@@ -147,11 +147,11 @@ async fn an_evicted_adapter_that_is_still_leased_is_found_again_without_a_load()
         counted.fetch_add(1, Ordering::SeqCst);
         Ok((LoraAdapter::new(version, 60, Arc::new(())), card()))
     });
-    let leased = set.get(&name(), version(0), 60).await.unwrap();
+    let (leased, _) = set.get(&name(), version(0), 60).await.unwrap();
     set.shared.cache.invalidate(&version(0));
-    let again = set.get(&name(), version(0), 60).await.unwrap();
+    let (again, found) = set.get(&name(), version(0), 60).await.unwrap();
     assert!(Arc::ptr_eq(&leased.weights, &again.weights));
-    assert_eq!((loads.load(Ordering::SeqCst), set.snapshot().bytes), (1, 60));
+    assert_eq!((loads.load(Ordering::SeqCst), set.snapshot().bytes, found), (1, 60, Residency::Resident));
 }
 
 #[tokio::test]

@@ -59,9 +59,10 @@ pub struct NumericsArgs {
 
 /// Runs the comparison and prints it. An error is one line for a person.
 pub fn run(args: &NumericsArgs) -> Result<(), String> {
+    let isa = Isa::named(&args.cpu_instructions).map_err(|error| format!("--cpu-instructions: {error}"))?;
     let (mut all, mut faults) = (Vec::new(), Vec::new());
     for model in &args.models {
-        let mut pair = Pair::open(model, args)?;
+        let mut pair = Pair::open(model, args, isa)?;
         let base = (!args.no_base).then_some(None);
         for folder in base.into_iter().chain(args.adapter.iter().map(Some)) {
             let name = folder.map_or("base".to_owned(), |folder| folder.display().to_string());
@@ -87,7 +88,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn open(path: &Path, args: &NumericsArgs) -> Result<Self, String> {
+    fn open(path: &Path, args: &NumericsArgs, isa: Option<Isa>) -> Result<Self, String> {
         let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let source = ModelSource::detect(path).map_err(|error| error.to_string())?;
         let text = match &source {
@@ -106,7 +107,6 @@ impl Pair {
             let text = args.text.display();
             return Err(named(&format!("{text} has whole windows for {compared} tokens, not for {}", args.tokens)));
         }
-        let isa = Isa::named(&args.cpu_instructions).map_err(|error| format!("--cpu-instructions: {error}"))?;
         let cpu = CpuOptions { threads: args.cpu_threads, isa, ..CpuOptions::default() };
         let load = |exact| load(&source, window, CpuOptions { exact, ..cpu });
         Ok(Self { exact: load(true)?, fast: load(false)?, windows })

@@ -2,11 +2,19 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use futures_util::{StreamExt, stream};
+
 use super::{Candidate, Expected, Load, Origin, PublishError, Publisher};
 use crate::{
-    adapters::{AdapterError, Refusal, RefusalCode, source},
+    adapters::{
+        AdapterError, Refusal, RefusalCode,
+        source::{self, Found},
+    },
     config::AdapterConfig,
 };
+
+/// Folders that are published at the same time: while one is tried, others are read and copied.
+const AT_ONCE: usize = 4;
 
 impl Publisher {
     /// Publishes every adapter that flags and folders name, runs what the catalog brought back and has not been run on this
@@ -38,27 +46,19 @@ impl Publisher {
             refused.push((name, vec![refusal]));
         }
         let mut taken = HashSet::new();
+        let mut loads = Vec::new();
         for found in findings.found {
             let name = found.name.to_string();
-            if !taken.insert(name.clone()) {
-                refused.push((name.clone(), vec![Refusal::of_name(&name, "is taken by another folder")]));
-                continue;
+            match taken.insert(name.clone()) {
+                true => loads.push(load(found)),
+                false => refused.push((name.clone(), vec![Refusal::of_name(&name, "is taken by another folder")])),
             }
-            let load = Load {
-                name: found.name,
-                candidate: Candidate::Folder { root: found.root, path: found.path.clone() },
-                replace: true,
-                expected: Expected::Anything,
-                pinned: None,
-                warm: false,
-                origin: Origin {
-                    managed_by: found.managed_by,
-                    who: found.managed_by.as_str().to_owned(),
-                    why: None,
-                    source: Some(found.path.display().to_string()),
-                },
-            };
-            match self.load(load).await {
+        }
+        let mut loads = stream::iter(loads)
+            .map(|load| async move { (load.name.to_string(), self.load(load).await) })
+            .buffered(AT_ONCE);
+        while let Some((name, loaded)) = loads.next().await {
+            match loaded {
                 Ok(_) => {}
                 Err(PublishError::Managed { by, .. }) => {
                     tracing::info!(adapter = name, managed_by = by.as_str(), "a folder of this name is passed over");
@@ -83,6 +83,7 @@ impl Publisher {
                 Err(error) => return Err(error),
             }
         }
+        drop(loads);
         for (name, refusals) in self.restore(aside).await {
             if !refused.iter().any(|(known, _)| *known == name) {
                 refused.push((name, refusals));
@@ -103,5 +104,23 @@ impl Publisher {
             }
         }
         Ok(refused)
+    }
+}
+
+fn load(found: Found) -> Load {
+    let Found { name, root, path, managed_by } = found;
+    Load {
+        name,
+        origin: Origin {
+            managed_by,
+            who: managed_by.as_str().to_owned(),
+            why: None,
+            source: Some(path.display().to_string()),
+        },
+        candidate: Candidate::Folder { root, path },
+        replace: true,
+        expected: Expected::Anything,
+        pinned: None,
+        warm: false,
     }
 }

@@ -139,7 +139,7 @@ impl AdapterBody {
             pinned: row.pinned,
             source: row.source.clone(),
             since: Some(seconds(row.since_ms)),
-            tier: usage.map(|usage| tier(usage.residency)),
+            tier: usage.map(|usage| usage.residency.tier()),
             bytes: serving.map(|serving| serving.packed_bytes),
             file_bytes: card.map(|card| card.file_bytes),
             rank: card.map(|card| card.rank),
@@ -209,7 +209,7 @@ fn versions(named: &Named, adapters: &AdapterStore) -> Vec<VersionBody> {
         VersionBody {
             version: kept.version,
             current: named.row.version == Some(kept.version),
-            tier: if residency == Residency::Cold && kept.kept_bytes == 0 { "gone" } else { tier(residency) },
+            tier: if residency == Residency::Cold && kept.kept_bytes == 0 { "gone" } else { residency.tier() },
             bytes,
             host_bytes,
             kept_bytes: kept.kept_bytes,
@@ -301,15 +301,6 @@ impl StepBody {
             source: step.source.clone(),
             base: step.base,
         }
-    }
-}
-
-const fn tier(residency: Residency) -> &'static str {
-    match residency {
-        Residency::Resident => "memory",
-        Residency::Loading => "loading",
-        Residency::Host => "host",
-        Residency::Cold => "disk",
     }
 }
 

@@ -29,6 +29,8 @@ use crate::{
 
 /// The versions that answered.
 const VERSION: HeaderName = HeaderName::from_static("x-tunegate-version");
+/// Where the adapter's weights were when the request came.
+const ADAPTER_TIER: HeaderName = HeaderName::from_static("x-tunegate-adapter-tier");
 /// How long to wait for an adapter that is not in memory.
 const ADAPTER_WAIT: &str = "x-tunegate-adapter-wait-ms";
 /// An hour.
@@ -95,11 +97,13 @@ async fn answer(app: &AppState, ask: Ask, form: Form, trace: Trace) -> Result<Re
     let head = reply.head().clone();
     trace.answered_by(&head.model, &head.version);
     let version = HeaderValue::from_str(&head.version);
+    let tier = head.found.map(|found| HeaderValue::from_static(found.tier()));
     let writer = Writer::new(manner, head, app.gateway().text().clone());
     let mut response =
         if form.stream { stream::response(reply, writer, trace) } else { whole(reply, writer, trace).await? };
     // Digests and names of digests: always a header's value.
     response.headers_mut().extend(version.ok().map(|version| (VERSION, version)));
+    response.headers_mut().extend(tier.map(|tier| (ADAPTER_TIER, tier)));
     Ok(named(app, &form, response))
 }
 

@@ -15,6 +15,7 @@ use crate::kernels::{
     isa::{Isa, Level},
     pack::{BLOCK, PANEL},
     quantize::QuantizedRows,
+    round::{largest, round},
 };
 
 /// Inputs that lie side by side for each rank.
@@ -46,8 +47,8 @@ struct Row<'a> {
 }
 
 /// The smallest scale with which all of `values` fit, and its inverse.
-fn scale(values: impl Iterator<Item = f32>) -> (bf16, f32) {
-    let largest = values.fold(0.0f32, |largest, value| largest.max(value.abs()));
+fn scale(values: &[f32]) -> (bf16, f32) {
+    let largest = largest(values);
     let mut scale = bf16::from_f32(largest / 127.0);
     if scale.to_f32() * 127.0 < largest {
         scale = bf16::from_bits(scale.to_bits() + 1);
@@ -56,18 +57,7 @@ fn scale(values: impl Iterator<Item = f32>) -> (bf16, f32) {
     (scale, if kept >= f32::MIN_POSITIVE { 1.0 / kept } else { 0.0 })
 }
 
-fn rounded(value: f32) -> i8 {
-    value.round_ties_even().clamp(-127.0, 127.0) as i8
-}
-
 impl Bytes {
-    fn new(q: &[i8], scales: &[bf16]) -> Self {
-        let mut blob: Vec<u8> = Vec::with_capacity(q.len() + 2 * scales.len());
-        blob.extend(q.iter().map(|q| q.cast_unsigned()));
-        scales.iter().for_each(|scale| blob.extend(scale.to_ne_bytes()));
-        Self { blob: blob.into(), numbers: q.len() }
-    }
-
     fn q(&self) -> &[u8] {
         &self.blob[..self.numbers]
     }
@@ -85,33 +75,50 @@ impl Bytes {
     pub fn shrink(ranks: usize, inputs: usize, values: &[f32]) -> Self {
         assert!(inputs.is_multiple_of(BLOCK), "{inputs} inputs are no whole blocks");
         let (padded, blocks) = (ranks.next_multiple_of(RANKS), inputs / BLOCK);
-        let (mut q_all, mut scales_all) = (vec![0; padded * inputs], vec![bf16::ZERO; padded * blocks]);
+        let numbers = padded * inputs;
+        let mut blob = vec![0; numbers + padded * blocks * size_of::<bf16>()];
+        let (q_all, scales_all) = blob.split_at_mut(numbers);
+        let scales_all = scales_all.as_chunks_mut().0;
         for (rank, row) in values.chunks_exact(inputs).enumerate() {
             let (first, place) = (rank / RUN * RUN, rank % RUN);
             let width = RUN.min(padded - first);
-            let (q, scales) = (&mut q_all[first * inputs..], &mut scales_all[first * blocks..]);
-            for (index, block) in row.chunks_exact(BLOCK).enumerate() {
-                let (scale, inverse) = scale(block.iter().copied());
-                scales[index * width + place] = scale;
-                for (input, value) in (index * BLOCK..).zip(block) {
-                    q[(input / QUAD * width + place) * QUAD + input % QUAD] = rounded(value * inverse);
+            let (q, scales) = (&mut q_all[first * inputs..][..width * inputs], &mut scales_all[first * blocks..]);
+            let blocks = row.as_chunks::<BLOCK>().0.iter().zip(q.chunks_exact_mut(width * BLOCK));
+            for ((block, q), scales) in blocks.zip(scales.chunks_exact_mut(width)) {
+                let (scale, inverse) = scale(block);
+                scales[place] = scale.to_ne_bytes();
+                let mut bytes = [0; BLOCK];
+                round(block, inverse, &mut bytes);
+                for (quads, quad) in q.chunks_exact_mut(width * QUAD).zip(bytes.as_chunks::<QUAD>().0) {
+                    quads[place * QUAD..][..QUAD].copy_from_slice(quad);
                 }
             }
         }
-        Self::new(&q_all, &scales_all)
+        Self { blob: blob.into(), numbers }
     }
 
     /// B, `[outputs, rank]`, row-major.
     pub fn expand(rank: usize, values: &[f32]) -> Self {
         let outputs = (values.len() / rank).next_multiple_of(PANEL);
-        let (mut q, mut scales) = (vec![0; outputs * rank], vec![bf16::ZERO; outputs]);
-        for (output, row) in values.chunks_exact(rank).enumerate() {
-            let (scale, inverse) = scale(row.iter().copied());
-            scales[output] = scale;
-            let panel = &mut q[output / PANEL * rank * PANEL..];
-            row.iter().enumerate().for_each(|(r, value)| panel[r * PANEL + output % PANEL] = rounded(value * inverse));
+        let numbers = outputs * rank;
+        let mut blob = vec![0; numbers + outputs * size_of::<bf16>()];
+        let (q, scales) = blob.split_at_mut(numbers);
+        let scales = scales.as_chunks_mut().0;
+        // A panel's bytes as they come, output by output.
+        let mut rows = vec![0; PANEL * rank];
+        let panels = values.chunks(PANEL * rank).zip(q.chunks_exact_mut(PANEL * rank));
+        for ((values, q), scales) in panels.zip(scales.chunks_exact_mut(PANEL)) {
+            rows.fill(0);
+            for ((row, bytes), to) in values.chunks_exact(rank).zip(rows.chunks_exact_mut(rank)).zip(scales) {
+                let (scale, inverse) = scale(row);
+                *to = scale.to_ne_bytes();
+                round(row, inverse, bytes);
+            }
+            for (place, row) in rows.chunks_exact(rank).enumerate() {
+                q.chunks_exact_mut(PANEL).zip(row).for_each(|(outputs, byte)| outputs[place] = *byte);
+            }
         }
-        Self::new(&q, &scales)
+        Self { blob: blob.into(), numbers }
     }
 
     /// Bytes that packing takes, for so many numbers in blocks of `block`.
@@ -230,6 +237,65 @@ pub fn expand(isa: Isa, b: &Expand, kept: &Bytes, panels: Range<usize>, delta: &
             let tile = &mut tile[row as usize * PANEL..][..PANEL];
             for ((tile, sum), scale) in tile.iter_mut().zip(sums).zip(scales) {
                 *tile += sum * (bf16::from_ne_bytes(*scale).to_f32() * b.scale);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is kept of block `block` (of `size` numbers) of a row-major matrix: its scale, and its numbers over that.
+    fn block(values: &[f32], size: usize, block: usize) -> (u16, Vec<u8>) {
+        let values = &values[block * size..(block + 1) * size];
+        let (scale, inverse) = scale(values);
+        let byte = |value: &f32| ((value * inverse).round_ties_even() as i8).cast_unsigned();
+        (scale.to_bits(), values.iter().map(byte).collect())
+    }
+
+    fn values(count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + 13) % 1009) as f32 * 1e-3 - 0.5).collect()
+    }
+
+    #[test]
+    fn every_number_of_a_lies_where_its_rank_and_its_quad_are_looked_for() {
+        for (ranks, inputs) in [(1, 32), (8, 64), (9, 96), (16, 32), (19, 64), (32, 32), (40, 64)] {
+            let a = values(ranks * inputs);
+            let packed = Bytes::shrink(ranks, inputs, &a);
+            let (padded, blocks) = (ranks.next_multiple_of(RANKS), inputs / BLOCK);
+            assert_eq!((packed.q().len(), packed.scales().len()), (padded * inputs, padded * blocks));
+            for rank in 0..padded {
+                let (first, place) = (rank / RUN * RUN, rank % RUN);
+                let width = RUN.min(padded - first);
+                for index in 0..blocks {
+                    let none = (0, vec![0; BLOCK]);
+                    let (scale, bytes) = if rank < ranks { block(&a, BLOCK, rank * blocks + index) } else { none };
+                    assert_eq!(u16::from_ne_bytes(packed.scales()[first * blocks + index * width + place]), scale);
+                    for (at, byte) in bytes.iter().enumerate() {
+                        let quad = (index * BLOCK + at) / QUAD;
+                        let lies = first * inputs + (quad * width + place) * QUAD + at % QUAD;
+                        assert_eq!(packed.q()[lies], *byte, "{ranks} ranks, rank {rank}, block {index}, {at}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_number_of_b_lies_in_its_outputs_panel() {
+        for (outputs, rank) in [(1, 1), (16, 16), (20, 5), (48, 33), (31, 8)] {
+            let b = values(outputs * rank);
+            let packed = Bytes::expand(rank, &b);
+            let padded = outputs.next_multiple_of(PANEL);
+            assert_eq!((packed.q().len(), packed.scales().len()), (padded * rank, padded));
+            for output in 0..padded {
+                let (scale, bytes) = if output < outputs { block(&b, rank, output) } else { (0, vec![0; rank]) };
+                assert_eq!(u16::from_ne_bytes(packed.scales()[output]), scale);
+                for (at, byte) in bytes.iter().enumerate() {
+                    let lies = (output / PANEL * rank + at) * PANEL + output % PANEL;
+                    assert_eq!(packed.q()[lies], *byte, "{outputs} outputs of rank {rank}, output {output}, rank {at}");
+                }
             }
         }
     }

@@ -42,17 +42,18 @@ fn streams<const STREAMS: usize, const FETCH: u8>(lines: &[Line], ahead: usize) 
             let line = lines[at].as_ptr();
             let wanted = line.wrapping_byte_add(ahead).cast();
             match FETCH {
-                // SAFETY: a prefetch is no access: any address will do.
-                NEAREST => unsafe { _mm_prefetch::<_MM_HINT_T0>(wanted) },
-                // SAFETY: likewise.
-                SECOND => unsafe { _mm_prefetch::<_MM_HINT_T1>(wanted) },
+                // A prefetch is no access: any address will do.
+                NEAREST => _mm_prefetch::<_MM_HINT_T0>(wanted),
+                SECOND => _mm_prefetch::<_MM_HINT_T1>(wanted),
                 _ => {}
             }
             add(sums, &lines[at]);
         }
     }
     let (first, others) = sums.split_first_mut().expect("a stream");
-    lines[STREAMS * part..].iter().for_each(|line| add(first, line));
+    for line in &lines[STREAMS * part..] {
+        add(first, line);
+    }
     let mut words = [0u64; 4];
     for sum in first.iter().chain(others.iter().flatten()) {
         let mut four = [0u64; 4];

@@ -7,6 +7,7 @@ use crate::{
     kernels::{
         dequant::Encoding,
         pack::{BLOCK, Packed},
+        round::{largest, round},
     },
     model::{Matrix, PackError, Site, lora::Values},
 };
@@ -49,15 +50,15 @@ fn encoding(class: Class, matrix: &Matrix) -> Encoding {
 fn in_blocks(values: &[f32]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(values.len() / BLOCK * Encoding::Q8_0.block_bytes());
     for block in values.chunks_exact(BLOCK) {
-        let largest = block.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-        let scale = f16::from_f32(largest / 127.0);
+        let scale = f16::from_f32(largest(block) / 127.0);
         if !scale.is_finite() {
             return None;
         }
         let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
         bytes.extend(scale.to_le_bytes());
-        let rounded = block.iter().map(|value| (value * inverse).round_ties_even().clamp(-127.0, 127.0) as i8);
-        bytes.extend(rounded.map(i8::cast_unsigned));
+        let mut rounded = [0; BLOCK];
+        round(block, inverse, &mut rounded);
+        bytes.extend(rounded);
     }
     Some(bytes)
 }

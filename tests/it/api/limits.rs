@@ -213,3 +213,17 @@ async fn a_request_says_how_long_it_waits_for_a_cold_adapter() {
     assert_eq!(server.send(within("60000")).await.status, 200);
     assert_eq!(server.send(within("0")).await.status, 200, "what is in memory is there at once");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_says_where_the_weights_of_its_adapter_were() {
+    let server = TestServer::start().await;
+    for (model, tier) in [("rslora", Some("disk")), ("rslora", Some("memory")), (BASE, None), ("all7", Some("disk"))] {
+        for stream in [true, false] {
+            let body = json!({"model": model, "prompt": "a", "max_tokens": 1, "stream": stream});
+            let answer = server.send(Request::post(COMPLETIONS, &body)).await;
+            // The first of the two brings them.
+            let expected = if stream { tier } else { tier.map(|_| "memory") };
+            assert_eq!((answer.status, answer.header("x-tunegate-adapter-tier")), (200, expected), "{model}, {stream}");
+        }
+    }
+}

@@ -17,7 +17,7 @@ use super::{
     golden::{self, Scores},
 };
 
-const RANDOM: Gates = Gates { mean_kl: 5e-3, p99: 0.3, perplexity: 1.02, parting: 0.3 };
+const RANDOM: Gates = Gates { mean_kl: 5e-3, p99: 0.3, perplexity: 1.02, parting: 0.5 };
 
 /// One model in both classes.
 pub struct Pair {

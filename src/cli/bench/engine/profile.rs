@@ -89,31 +89,28 @@ impl fmt::Display for Machine {
             }
         }
         write!(f, "{multiply:.0} G multiply-adds/s in this model's main kernel")?;
-        match self.last_level_cache_bytes {
-            Some(cache) => write!(
+        if let Some(cache) = self.last_level_cache_bytes {
+            write!(
                 f,
                 "\nwhere all that a step reads fits in the last-level cache ({} MiB), it need not come from memory: what share \
                  of its limit the step reaches cannot be judged, and is not shown",
                 cache >> 20
-            ),
-            None => Ok(()),
+            )?;
         }
+        write!(f, "\n  {:<12} {:>9} {:>7} {:>9} {:>8} {:>8}", "", "µs", "share", "MB", "memory", "compute")
     }
 }
 
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         for Part { part, microseconds, share, bytes, memory_share, compute_share } in
             self.phases.iter().chain([&self.step])
         {
-            write!(f, "  {part:<12} {microseconds:>9.1} µs  {:>5.1} %", 100.0 * share)?;
+            write!(f, "  {part:<12} {microseconds:>9.1} {:>7}", percent(*share))?;
             if *bytes > 0 {
-                write!(f, "  {:>8.2} MB", *bytes as f64 / 1e6)?;
-                match memory_share {
-                    Some(share) => write!(f, "  {:>5.1} % of the memory's limit,", 100.0 * share)?,
-                    None => write!(f, "  from caches, perhaps,")?,
-                }
-                write!(f, "  {:>5.1} % of the limit of multiplication", 100.0 * compute_share)?;
+                let memory = memory_share.map_or_else(|| "-".to_owned(), percent);
+                write!(f, " {:>9.2} {memory:>8} {:>8}", *bytes as f64 / 1e6, percent(*compute_share))?;
             }
             writeln!(f)?;
         }
@@ -155,7 +152,9 @@ mod tests {
         for limits in [limits(Some(1e8), Some(4_000)), limits(None, None)] {
             let profile = profile(&limits);
             assert!(profile.phases.iter().chain([&profile.step]).all(|part| part.memory_share.is_none()));
-            assert!(!profile.to_string().contains("memory's limit") && profile.to_string().contains("whole step"));
+            let text = profile.to_string();
+            let last = text.lines().last().expect("a line");
+            assert!(last.contains("whole step") && last.contains(" - ") && last.ends_with("50.0 %"), "{text}");
         }
     }
 }
