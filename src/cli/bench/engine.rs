@@ -121,7 +121,7 @@ pub fn run(args: &EngineArgs) -> Result<(), String> {
         Workload { drawn: true, ..decode("1 stream, drawn".to_owned(), 1, 0) },
         Workload { drawn: true, ..decode(format!("{many} streams, drawn"), many, 0) },
         Workload { rows: 512, ..decode("prompt, 512 rows a step".to_owned(), 1, 0) },
-        Workload { beside: 16, ..decode(format!("{many} streams, 16 prompt rows"), many, 0) },
+        Workload { beside: BESIDE, ..decode(format!("{many} streams, {BESIDE} prompt rows"), many, 0) },
     ]);
     let mut all = Vec::new();
     for workload in &workloads {
@@ -156,13 +156,16 @@ struct Desk {
     prompt: usize,
     steps: usize,
     blocks_each: usize,
+    deep: usize,
     output: StepOutput,
 }
 
 const BLOCK_TOKENS: usize = 32;
 const PROMPT_ROWS: usize = 512;
-/// How much of a long prompt has been read where rows of one are beside answers.
+/// How much of a long prompt has been read where rows of one are beside answers, if the model takes as much.
 const DEEP: usize = 2048;
+/// How many rows of one that are.
+const BESIDE: usize = 16;
 
 impl Desk {
     fn open(args: &EngineArgs) -> Result<Self, String> {
@@ -170,7 +173,8 @@ impl Desk {
         let shape = model::shape_of(&source).map_err(|error| error.to_string())?;
         let (prompt, steps) = (usize::from(args.prompt_tokens), usize::from(args.steps));
         let blocks_each = (prompt + steps).max(PROMPT_ROWS).div_ceil(BLOCK_TOKENS);
-        let blocks_deep = (DEEP + PROMPT_ROWS).div_ceil(BLOCK_TOKENS);
+        let deep = DEEP.min(shape.max_positions.saturating_sub(BESIDE));
+        let blocks_deep = (deep + BESIDE).div_ceil(BLOCK_TOKENS);
         let position = 2 * shape.layers * shape.kv_heads * shape.head_dim * size_of::<f32>();
         let isa = Isa::named(&args.cpu_instructions).map_err(|error| format!("--cpu-instructions: {error}"))?;
         let (threads, pin) = (args.cpu_threads, args.cpu_pin);
@@ -189,7 +193,7 @@ impl Desk {
         let adapters = (0..usize::from(args.streams))
             .map(|seed| adapter(&loaded, seed, usize::from(args.rank)))
             .collect::<Result<_, _>>()?;
-        Ok(Self { loaded, adapters, prompt, steps, blocks_each, output: StepOutput::default() })
+        Ok(Self { loaded, adapters, prompt, steps, blocks_each, deep, output: StepOutput::default() })
     }
 
     /// Reads a prompt in each stream, then measures steps.
@@ -202,9 +206,9 @@ impl Desk {
                 self.forward(&batch)?;
             }
         }
-        for position in (0..if workload.beside > 0 { DEEP } else { 0 }).step_by(PROMPT_ROWS) {
+        for position in (0..if workload.beside > 0 { self.deep } else { 0 }).step_by(PROMPT_ROWS) {
             let mut batch = Batch::default();
-            self.extend(&mut batch, workload.streams, position, PROMPT_ROWS);
+            self.extend(&mut batch, workload.streams, position, PROMPT_ROWS.min(self.deep - position));
             self.forward(&batch)?;
         }
         let steps = if answers { self.steps } else { 5 };
@@ -242,7 +246,7 @@ impl Desk {
         }
         if workload.beside > 0 {
             // The same rows in every step: they are written where they were.
-            self.extend(&mut batch, workload.streams, DEEP, workload.beside);
+            self.extend(&mut batch, workload.streams, self.deep, workload.beside);
         }
         for (place, weights) in self.adapters.iter().take(workload.adapters).enumerate() {
             let rows = (place..workload.streams).step_by(workload.adapters).map(|row| row as u32).collect();
