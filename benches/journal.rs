@@ -28,7 +28,7 @@ fn strict_rows(criterion: &mut Criterion) {
         let folder = tempfile::tempdir().expect("a folder");
         let store = SqliteStore::open(&folder.path().join("tunegate.db")).expect("a database");
         let config =
-            RecordConfig { policy: RecordPolicy::Full, data_dir: folder.path().to_owned(), max_pending: writers };
+            RecordConfig { data_dir: folder.path().to_owned(), max_pending: writers, ..RecordConfig::default() };
         let journal = Journal::open(Arc::new(store), &config, Arc::new(Metrics::new())).expect("a journal");
         let content = Arc::new(content());
         group.throughput(Throughput::Elements(writers as u64 * ROWS));

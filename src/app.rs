@@ -320,7 +320,8 @@ pub async fn serve(
     if let Err(error) = serving.await {
         tracing::error!(%error, "the listener ended by a panic");
     }
-    gateway.journal().idle().await;
+    // A record that is down is tried once more as the last of the gateway goes.
+    let _ = tokio::time::timeout(CLOSE_WITHIN, gateway.journal().idle()).await;
     tokio::task::spawn_blocking(move || built.stop()).await.map_err(|error| AppError::System(error.to_string()))
 }
 

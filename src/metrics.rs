@@ -43,7 +43,14 @@ pub struct Metrics {
     pub prefix_hits: IntCounter,
     pub step_seconds: Histogram,
     pub step_rows: Histogram,
+    /// Choices whose client got an error because their row could not be written.
     pub record_failures: IntCounter,
+    /// Choices whose client has its finish and whose row there will never be.
+    pub record_lost: IntCounter,
+    /// Choices that wait in memory for a store that cannot be written.
+    pub record_held: IntGauge,
+    /// Set when it is read.
+    pub record_up: IntGauge,
     pub recorded: IntCounterVec,
     pub record_commit_seconds: Histogram,
     pub adapters_resident: IntGauge,
@@ -191,7 +198,19 @@ impl Metrics {
                 "Rows in one forward pass.",
                 &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0],
             ),
-            record_failures: counter("tunegate_record_failures_total", "Answers that could not be recorded."),
+            record_failures: counter(
+                "tunegate_record_failures_total",
+                "Choices whose client got an error because they could not be recorded in time.",
+            ),
+            record_lost: counter(
+                "tunegate_record_lost_total",
+                "Choices that were answered and are not on record. Anything but 0 deserves an alarm.",
+            ),
+            record_held: gauge(
+                "tunegate_record_held",
+                "Choices that have ended and wait in memory until the record can be written.",
+            ),
+            record_up: gauge("tunegate_record_up", "1 while the record can be written, else 0."),
             recorded: counters("tunegate_recorded_total", "Recorded choices, by ending.", &["ending"]),
             record_commit_seconds: histogram(
                 "tunegate_record_commit_seconds",

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens};
+use super::{
+    record::{DurabilityName, OnFault},
+    value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens},
+};
 use crate::terms::RecordPolicy;
 
 /// Declares every setting once: its name is its flag (`--max-num-seqs`), its key in the file (`max-num-seqs`) and its
@@ -254,6 +257,19 @@ settings! {
     /// Choices that may be under way or waiting to be recorded (default: 1024)
     #[arg(long, value_name = "COUNT", help_heading = "Record")]
     record_max_pending: usize,
+    /// When an answer's finish may reach its client: strict (its row is on disk), group (at once; on disk within
+    /// --record-group-ms) or best-effort (at once; on disk when the system likes) (default: strict)
+    #[arg(long, value_name = "PROMISE", value_parser = DurabilityName::parse, help_heading = "Record")]
+    record_durability: DurabilityName,
+    /// With --record-durability group: within how many milliseconds an answer is on disk; 50 by default
+    #[arg(long, value_name = "MILLISECONDS", help_heading = "Record")]
+    record_group_ms: u64,
+    /// While the record cannot be written: refuse new requests, or serve them and count what is lost (default: refuse)
+    #[arg(long, value_name = "POLICY", value_parser = OnFault::parse, help_heading = "Record")]
+    record_on_fault: OnFault,
+    /// A write of the record that takes longer counts as a fault, in milliseconds (default: 5000)
+    #[arg(long, value_name = "MILLISECONDS", help_heading = "Record")]
+    record_stall_ms: u64,
 
     /// Log lines as json or as text (default: json)
     #[arg(long, value_name = "FORMAT", value_parser = ["json", "text"], help_heading = "Log")]

@@ -1,6 +1,7 @@
 //! From layers to settled values: file < environment < flags, then defaults, once. Every fault is found, not the first.
 
 mod adapters;
+mod record;
 
 use std::{
     collections::BTreeMap,
@@ -14,11 +15,9 @@ use clap::{Args, FromArgMatches};
 use serde::Deserialize;
 
 use super::{
-    AdminConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig, ModelConfig, RecordConfig,
-    ServerConfig,
+    AdminConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig, ModelConfig, ServerConfig,
     value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens},
 };
-use crate::terms::RecordPolicy;
 
 /// One thing that is wrong with the settings, and where it was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,22 +159,11 @@ impl Settings {
         let said = &self.said;
         let engine = check.engine();
         let limits = check.limits();
-        // Less would refuse the largest requests for ever.
-        let least_pending = limits.max_choices as usize;
         let config = Config {
             server: check.server(),
             model: check.model(model),
             adapters: check.adapters(),
-            record: RecordConfig {
-                policy: said.record.unwrap_or(RecordPolicy::Full),
-                data_dir: self.data_dir(),
-                max_pending: check.at_least(
-                    "record_max_pending",
-                    said.record_max_pending,
-                    least_pending.max(1024),
-                    least_pending,
-                ),
-            },
+            record: check.record(&limits),
             limits,
             engine,
         };

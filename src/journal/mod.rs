@@ -4,17 +4,18 @@
 //! on disk, or with the reason why it is not.
 
 mod redact;
+mod slot;
 mod writer;
 
 use std::{
-    pin::Pin,
+    collections::VecDeque,
     sync::{Arc, atomic::Ordering, mpsc},
-    task::{Context, Poll},
     thread::JoinHandle,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::{Map, Value};
+pub use slot::{Receipt, Slot};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 pub use crate::store::{
@@ -22,11 +23,12 @@ pub use crate::store::{
     PromptContent, Timing,
 };
 use crate::{
-    config::RecordConfig,
+    config::{Durability, OnFault, RecordConfig},
     metrics::Metrics,
-    store::{Outcome, Store, StoreError, Write},
+    store::{Durable, Outcome, Store, StoreError, Write},
     terms::RecordPolicy,
 };
+use slot::Word;
 use writer::{Entry, Progress, Writer};
 
 /// Changes of metadata and erasures that may wait; others wait for their turn.
@@ -41,6 +43,9 @@ pub struct Journal(Arc<Inner>);
 struct Inner {
     store: Arc<dyn Store>,
     policy: RecordPolicy,
+    durability: Durability,
+    on_fault: OnFault,
+    stall: Duration,
     limit: usize,
     room: Arc<Semaphore>,
     edits: Arc<Semaphore>,
@@ -55,7 +60,7 @@ struct Inner {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     Up,
-    /// The last write failed; it is tried again every second.
+    /// The last write failed and is tried again every second, or one has taken too long.
     Down {
         reason: String,
     },
@@ -83,23 +88,22 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Down`] if the system gives no thread.
     pub fn open(store: Arc<dyn Store>, config: &RecordConfig, metrics: Arc<Metrics>) -> Result<Self, JournalError> {
-        let begun = store.probe().and_then(|()| store.commit(&[]));
+        let begun = store.probe().and_then(|()| store.commit(&[], Durable::Now));
         let (health, last) = match begun {
             Ok(committed) => (Health::Up, committed.last),
             Err(error) => (Health::Down { reason: error.to_string() }, Cursor::default()),
         };
         let limit = config.max_pending.clamp(1, Semaphore::MAX_PERMITS);
-        let progress = Arc::new(Progress {
-            health: watch::Sender::new(health),
-            durable: watch::Sender::new(last),
-            held_us: 0.into(),
-        });
+        let progress = Arc::new(Progress::new(health, last));
         let (queue, entries) = mpsc::sync_channel(limit + EDITS);
         let writer = Writer {
             queue: entries,
             store: Arc::clone(&store),
             metrics: Arc::clone(&metrics),
             progress: Arc::clone(&progress),
+            durability: config.durability,
+            on_fault: config.on_fault,
+            held: VecDeque::new(),
         };
         let thread = std::thread::Builder::new()
             .name("journal".to_owned())
@@ -108,6 +112,9 @@ impl Journal {
         Ok(Self(Arc::new(Inner {
             store,
             policy: config.policy,
+            durability: config.durability,
+            on_fault: config.on_fault,
+            stall: config.stall,
             limit,
             room: Arc::new(Semaphore::new(limit)),
             edits: Arc::new(Semaphore::new(EDITS)),
@@ -123,18 +130,26 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Full`], [`JournalError::Down`].
     pub fn reserve(&self, choices: usize) -> Result<Slot, JournalError> {
-        if let Health::Down { reason } = self.health() {
-            return Err(JournalError::Down { reason });
-        }
-        let room = u32::try_from(choices).ok().and_then(|n| Arc::clone(&self.0.room).try_acquire_many_owned(n).ok());
+        let slot = |room| Ok(Slot { journal: self.clone(), room, since: Instant::now() });
+        let room = match self.health() {
+            Health::Down { reason } if self.0.on_fault == OnFault::Refuse => return Err(JournalError::Down { reason }),
+            // Even where there is no room for what is lost.
+            Health::Down { .. } => return slot(self.room(choices)),
+            Health::Up => self.room(choices),
+        };
         match room {
-            Some(room) => Ok(Slot { journal: self.clone(), room, since: Instant::now() }),
+            Some(room) => slot(Some(room)),
             None => Err(JournalError::Full {
                 wanted: choices,
                 limit: self.0.limit,
                 retry_after_ms: self.retry_after_ms(choices),
             }),
         }
+    }
+
+    fn room(&self, choices: usize) -> Option<OwnedSemaphorePermit> {
+        let choices = u32::try_from(choices).ok()?;
+        Arc::clone(&self.0.room).try_acquire_many_owned(choices).ok()
     }
 
     /// How long until as many choices have ended, by how long they took lately.
@@ -147,10 +162,23 @@ impl Journal {
     }
 
     pub fn health(&self) -> Health {
-        self.0.progress.health.borrow().clone()
+        match self.0.progress.busy_for() {
+            Some(busy) if busy > self.0.stall => {
+                Health::Down { reason: format!("a write has taken more than {} ms", self.0.stall.as_millis()) }
+            }
+            Some(_) | None => self.0.progress.health.borrow().clone(),
+        }
     }
 
-    /// Changes when the record goes down or comes back.
+    /// Why new requests are refused, if they are: the record is down, and the policy is not to serve without it.
+    pub fn refusal(&self) -> Option<String> {
+        match self.health() {
+            Health::Down { reason } if self.0.on_fault == OnFault::Refuse => Some(reason),
+            Health::Down { .. } | Health::Up => None,
+        }
+    }
+
+    /// Changes when a write fails and when writes succeed again.
     pub fn watch_health(&self) -> watch::Receiver<Health> {
         self.0.progress.health.subscribe()
     }
@@ -197,8 +225,7 @@ impl Journal {
 
     async fn edit(&self, write: Write) -> Result<bool, JournalError> {
         let room = Arc::clone(&self.0.edits).acquire_owned().await.map_err(|_| stopped())?;
-        let Receipt(outcome) = self.send(write, Instant::now(), room);
-        match outcome.await.map_err(|_| stopped())?? {
+        match self.send(write, Instant::now(), room).await.map_err(|_| stopped())?? {
             Outcome::Applied => Ok(true),
             Outcome::Missing | Outcome::Duplicate => Ok(false),
         }
@@ -217,15 +244,25 @@ impl Journal {
         }
     }
 
-    /// Every entry brings its room, and the queue is as long as all room together, so there is always a place.
-    fn send(&self, write: Write, since: Instant, room: OwnedSemaphorePermit) -> Receipt {
-        let (acknowledge, receipt) = oneshot::channel();
-        let entry = Entry { write, since, room, acknowledge };
-        if self.0.queue.as_ref().is_none_or(|queue| queue.try_send(entry).is_err()) {
-            // The entry is gone, and with it `acknowledge`: the receipt reports that the writer has stopped.
+    fn send(&self, write: Write, since: Instant, room: OwnedSemaphorePermit) -> Word {
+        let (acknowledge, word) = oneshot::channel();
+        // What cannot be sent is gone, and `acknowledge` with it: the word is that the writer has stopped.
+        if !self.enqueue(Entry { write, since, room, acknowledge: Some(acknowledge) }) {
             self.0.metrics.record_failures.inc();
         }
-        Receipt(receipt)
+        word
+    }
+
+    fn send_unawaited(&self, write: Write, since: Instant, room: OwnedSemaphorePermit) {
+        if !self.enqueue(Entry { write, since, room, acknowledge: None }) {
+            self.0.metrics.record_lost.inc();
+        }
+    }
+
+    /// Every entry brings its room, and the queue is as long as all room together, so there is always a place; false where
+    /// the writer has stopped.
+    fn enqueue(&self, entry: Entry) -> bool {
+        self.0.queue.as_ref().is_some_and(|queue| queue.try_send(entry).is_ok())
     }
 }
 
@@ -241,51 +278,4 @@ impl Drop for Inner {
 
 fn stopped() -> JournalError {
     JournalError::Down { reason: "the writer of the record has stopped".to_owned() }
-}
-
-/// Room for the rows of one request. Dropping it gives back what was not used.
-pub struct Slot {
-    journal: Journal,
-    room: OwnedSemaphorePermit,
-    since: Instant,
-}
-
-impl Slot {
-    /// Records the choices of `fact`, which ended now, under the policy of the fact or the server's if that is stricter.
-    /// Accepted at once, whatever the disk does; the receipt tells when it is durable. Dropping the receipt changes
-    /// nothing.
-    ///
-    /// A fact with more choices than the slot has room left for is refused through its receipt.
-    pub fn record(&mut self, fact: Completion) -> Receipt {
-        let choices = fact.choices.len();
-        match self.room.split(choices.max(1)) {
-            Some(room) => {
-                let fact = redact::redacted(fact, self.journal.0.policy);
-                self.journal.send(Write::Choices(Box::new(fact)), self.since, room)
-            }
-            None => {
-                self.journal.0.metrics.record_failures.inc_by(choices.max(1) as u64);
-                let (acknowledge, receipt) = oneshot::channel();
-                let reason = format!("{choices} more choices than were reserved");
-                let _ = acknowledge.send(Err(JournalError::Write { reason }));
-                Receipt(receipt)
-            }
-        }
-    }
-}
-
-/// Resolves when the row is on disk, or with the reason why it is not.
-#[must_use = "a row is durable only when its receipt says so"]
-pub struct Receipt(oneshot::Receiver<Result<Outcome, JournalError>>);
-
-impl Future for Receipt {
-    type Output = Result<(), JournalError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map(|outcome| match outcome.map_err(|_| stopped())?? {
-            Outcome::Applied => Ok(()),
-            Outcome::Duplicate => Err(JournalError::Write { reason: "this choice is on record already".to_owned() }),
-            Outcome::Missing => Err(JournalError::Write { reason: "there was nothing to change".to_owned() }),
-        })
-    }
 }

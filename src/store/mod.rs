@@ -22,8 +22,9 @@ use crate::terms::Digest;
 
 /// A database that keeps the record and the catalog of adapters. All operations block; writes come from one thread, reads from any.
 pub trait Store: Send + Sync {
-    /// Applies all writes in order, in one transaction, and returns once it is durable. On an error nothing was applied.
-    fn commit(&self, writes: &[Write]) -> Result<Committed, StoreError>;
+    /// Applies all writes in order, in one transaction, and returns once it is as durable as `durable` says. On an error
+    /// nothing was applied, as far as the store can tell.
+    fn commit(&self, writes: &[&Write], durable: Durable) -> Result<Committed, StoreError>;
 
     /// Proves that an answer could be recorded now, by a durable write of its own.
     fn probe(&self) -> Result<(), StoreError>;
@@ -53,6 +54,15 @@ pub trait Store: Send + Sync {
 
     /// Keeps a verdict, in the place of an earlier one of the same version, base and suite. Durable when this returns.
     fn keep_trial(&self, row: &TrialRow) -> Result<(), StoreError>;
+}
+
+/// When a transaction has to be on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durable {
+    /// Before the call returns.
+    Now,
+    /// When the system writes it: the end of this process loses nothing, the end of the system what was not yet written.
+    Later,
 }
 
 /// One change of the record.
@@ -141,4 +151,19 @@ pub enum StoreError {
     Corrupt { id: String, reason: String },
     #[error("there is no completion '{0}' to list after")]
     UnknownCursor(String),
+}
+
+impl StoreError {
+    /// Whether it may be the fault of what was to be written rather than the store's: then another write may succeed.
+    pub fn is_about_the_write(&self) -> bool {
+        use rusqlite::ErrorCode::{ConstraintViolation, ParameterOutOfRange, TooBig, TypeMismatch};
+        match self {
+            Self::Sql(rusqlite::Error::SqliteFailure(failure, _)) => {
+                matches!(failure.code, ConstraintViolation | ParameterOutOfRange | TooBig | TypeMismatch)
+            }
+            Self::Sql(error) => matches!(error, rusqlite::Error::ToSqlConversionFailure(_)),
+            Self::Open { .. } | Self::Newer { .. } | Self::Foreign { .. } => false,
+            Self::Corrupt { .. } | Self::UnknownCursor(_) => false,
+        }
+    }
 }

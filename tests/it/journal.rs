@@ -1,6 +1,8 @@
 //! The record: durable before it is acknowledged, bounded, and never silent about a failure.
 
 mod durability;
+mod faults;
+mod faulty;
 mod stored;
 
 use std::{path::Path, sync::Arc};
@@ -44,7 +46,7 @@ impl Desk {
     fn at_with(folder: &Path, policy: RecordPolicy, max_pending: usize) -> Self {
         let store = SqliteStore::open(&folder.join("tunegate.db")).unwrap();
         let metrics = Arc::new(Metrics::new());
-        let config = RecordConfig { policy, data_dir: folder.to_owned(), max_pending };
+        let config = RecordConfig { policy, data_dir: folder.to_owned(), max_pending, ..RecordConfig::default() };
         let journal = Journal::open(Arc::new(store), &config, Arc::clone(&metrics)).unwrap();
         Self { journal, metrics, _folder: None }
     }

@@ -18,7 +18,7 @@ use tunegate::{
     journal::CompletionKind,
     metrics::Metrics,
     model::DeviceChoice,
-    terms::{FinishReason, RecordPolicy, SamplingLayer, TokenScore, Usage},
+    terms::{FinishReason, SamplingLayer, TokenScore, Usage},
 };
 
 /// A file or folder below `tests/golden`.
@@ -82,7 +82,7 @@ pub fn config(data_dir: PathBuf) -> Config {
             follow: FollowConfig { interval: Duration::ZERO, ..FollowConfig::default() },
             ..AdapterConfig::default()
         },
-        record: RecordConfig { policy: RecordPolicy::Full, data_dir, max_pending: 256 },
+        record: RecordConfig { data_dir, max_pending: 256, ..RecordConfig::default() },
         limits: LimitsConfig { default_max_tokens: 32, ..LimitsConfig::default() },
     }
 }

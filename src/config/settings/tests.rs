@@ -1,5 +1,5 @@
 use super::{adapters::lora_module, *};
-use crate::config::SourcePlace;
+use crate::config::{Durability, OnFault, SourcePlace};
 
 fn flags(line: &[&str]) -> Layer {
     let command = Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true));
@@ -235,4 +235,31 @@ fn sources_of_adapters_are_settled_with_their_secrets_hidden() {
         let faults = Settings::gather(None, environment(&[]), flags(line)).settle("m".into()).expect_err("a fault");
         assert!(faults.iter().any(|fault| fault.reason.contains(part)), "{line:?}: {faults:?}");
     }
+}
+
+#[test]
+fn what_the_record_promises_is_settled_and_a_window_without_a_group_is_named() {
+    let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
+    let record = |line: &[&str]| settled(line).expect("settled").record;
+    let default = record(&[]);
+    assert_eq!((default.durability, default.on_fault), (Durability::Strict, OnFault::Refuse));
+    let group = Durability::Group(Duration::from_millis(50));
+    assert_eq!(record(&["--record-durability", "group"]).durability, group);
+    let line = ["--record-durability", "group", "--record-group-ms", "7", "--record-on-fault", "serve"];
+    let said = record(&line);
+    assert_eq!((said.durability, said.on_fault), (Durability::Group(Duration::from_millis(7)), OnFault::Serve));
+    let line = ["--record-durability", "best-effort", "--record-stall-ms", "9"];
+    let said = record(&line);
+    assert_eq!((said.durability, said.stall), (Durability::BestEffort, Duration::from_millis(9)));
+    for (line, place) in [
+        (vec!["--record-group-ms", "7"], "--record-group-ms"),
+        (vec!["--record-durability", "group", "--record-group-ms", "0"], "--record-group-ms"),
+        (vec!["--record-stall-ms", "0"], "--record-stall-ms"),
+    ] {
+        assert_eq!(settled(&line).expect_err("a fault")[0].place, place);
+    }
+    let file = file("record-durability = \"perhaps\"\nrecord-on-fault = \"serve\"\n");
+    let faults = Settings::gather(Some(file.path()), environment(&[]), Layer::default()).settle("m".into());
+    let all: Vec<String> = faults.expect_err("a fault").iter().map(ToString::to_string).collect();
+    assert!(all.len() == 1 && all[0].contains("record-durability"), "{all:?}");
 }

@@ -15,8 +15,8 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Changed, Committed, Completion, Cursor, Followed, ListQuery, NameChange, NameRow, OldHistory, Page, Step, Store,
-    StoreError, TrialRow, Write,
+    Changed, Committed, Completion, Cursor, Durable, Followed, ListQuery, NameChange, NameRow, OldHistory, Page, Step,
+    Store, StoreError, TrialRow, Write,
     migrations::{migrate, recognise},
 };
 use crate::terms::Digest;
@@ -32,6 +32,8 @@ const LOG_BYTES: i64 = 64 << 20;
 /// writes, others read beside it. Erased content is overwritten, not only unlinked.
 pub struct SqliteStore {
     path: PathBuf,
+    /// Device and number of the file that was opened.
+    file: (u64, u64),
     /// Closed before the writer: the last connection to go merges the log into the database, which a reader cannot.
     readers: Mutex<Vec<Connection>>,
     /// Absent after a write failed: what an I/O error leaves behind is not trusted, the next write opens anew.
@@ -47,11 +49,22 @@ impl SqliteStore {
         create_private(path).map_err(|error| StoreError::Open { path: path.to_owned(), reason: error.to_string() })?;
         let mut writer = connect_writer(path)?;
         migrate(&mut writer, path)?;
-        Ok(Self { path: path.to_owned(), readers: Mutex::default(), writer: Mutex::new(Some(writer)) })
+        let file = identity(path)?;
+        Ok(Self { path: path.to_owned(), file, readers: Mutex::default(), writer: Mutex::new(Some(writer)) })
+    }
+
+    /// A database that was removed takes writes as before, and nobody ever finds them.
+    fn is_there(&self) -> Result<(), StoreError> {
+        if identity(&self.path)? == self.file {
+            return Ok(());
+        }
+        let reason = "another file has taken its place since the server started".to_owned();
+        Err(StoreError::Open { path: self.path.clone(), reason })
     }
 
     fn write<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_there()?;
         let mut connection = match writer.take() {
             Some(connection) => connection,
             None => {
@@ -81,9 +94,18 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
-    fn commit(&self, writes: &[Write]) -> Result<Committed, StoreError> {
+    fn commit(&self, writes: &[&Write], durable: Durable) -> Result<Committed, StoreError> {
         self.write(|connection| {
-            let committed = write::commit(connection, writes)?;
+            let committed = match durable {
+                Durable::Now => write::commit(connection, writes)?,
+                Durable::Later => {
+                    // A connection that fails in between is not used again.
+                    connection.pragma_update(None, "synchronous", "NORMAL")?;
+                    let committed = write::commit(connection, writes)?;
+                    connection.pragma_update(None, "synchronous", "FULL")?;
+                    committed
+                }
+            };
             if writes.iter().any(|write| matches!(write, Write::Erase { .. })) {
                 empty_log(connection)?;
             }
@@ -126,6 +148,13 @@ impl Store for SqliteStore {
     fn keep_trial(&self, row: &TrialRow) -> Result<(), StoreError> {
         self.write(|connection| trial::keep(connection, row))
     }
+}
+
+fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
+    use std::os::unix::fs::MetadataExt;
+    let found = fs::metadata(path);
+    let found = found.map_err(|error| StoreError::Open { path: path.to_owned(), reason: error.to_string() })?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// SQLite gives its log the database's own mode, so it is enough to create the database with the right one.
@@ -211,6 +240,16 @@ mod tests {
     }
 
     #[test]
+    fn a_commit_that_need_not_wait_leaves_the_next_one_waiting() {
+        let (_folder, path) = folder();
+        let store = SqliteStore::open(&path).unwrap();
+        store.commit(&[], Durable::Later).unwrap();
+        let writer = store.writer.lock().unwrap();
+        let level: i64 = writer.as_ref().unwrap().pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
+        assert_eq!(level, 2, "2 is FULL");
+    }
+
+    #[test]
     fn a_full_database_refuses_in_whole_and_works_again_when_there_is_room() {
         let (_folder, path) = folder();
         let store = SqliteStore::open(&path).unwrap();
@@ -224,13 +263,18 @@ mod tests {
     }
 
     #[test]
-    fn a_database_that_vanished_is_not_replaced_by_an_empty_one() {
-        let (_folder, path) = folder();
+    fn a_database_that_vanished_takes_no_writes_until_it_is_back_and_is_not_replaced_by_an_empty_one() {
+        let (folder, path) = folder();
         let store = SqliteStore::open(&path).unwrap();
-        *store.writer.lock().unwrap() = None;
-        fs::remove_file(&path).unwrap();
+        let aside = folder.path().join("aside");
+        fs::rename(&path, &aside).unwrap();
         assert!(matches!(store.probe(), Err(StoreError::Open { .. })));
         assert!(!path.exists());
+        fs::copy(&aside, &path).unwrap();
+        let replaced = store.probe().unwrap_err().to_string();
+        assert!(replaced.contains("another file"), "{replaced}");
+        fs::rename(&aside, &path).unwrap();
+        store.probe().unwrap();
     }
 
     #[test]

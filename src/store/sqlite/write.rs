@@ -12,7 +12,7 @@ use crate::store::{
 /// As much room as a long answer takes in the log.
 const PROBE_BYTES: i64 = 64 << 10;
 
-pub fn commit(connection: &mut Connection, writes: &[Write]) -> Result<Committed, StoreError> {
+pub fn commit(connection: &mut Connection, writes: &[&Write]) -> Result<Committed, StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let outcomes = writes.iter().map(|write| apply(&transaction, write)).collect::<Result<_, _>>()?;
     let last: i64 =

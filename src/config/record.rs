@@ -1,0 +1,88 @@
+//! What is recorded, where, and what a record is worth when the store is in trouble.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+
+use crate::terms::RecordPolicy;
+
+/// What is recorded, and where.
+#[derive(Clone, Debug)]
+pub struct RecordConfig {
+    pub policy: RecordPolicy,
+    /// Holds the database, the vault and the server's socket.
+    pub data_dir: PathBuf,
+    /// Choices that may be under way or waiting to be recorded at the same time.
+    pub max_pending: usize,
+    pub durability: Durability,
+    pub on_fault: OnFault,
+    /// A write that takes longer counts as a fault.
+    pub stall: Duration,
+}
+
+impl Default for RecordConfig {
+    fn default() -> Self {
+        Self {
+            policy: RecordPolicy::Full,
+            data_dir: "data".into(),
+            max_pending: 1024,
+            durability: Durability::Strict,
+            on_fault: OnFault::Refuse,
+            stall: Duration::from_secs(5),
+        }
+    }
+}
+
+/// When an answer's finish may reach its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Once its row is on disk.
+    Strict,
+    /// At once; its row is on disk within this window and one commit.
+    Group(Duration),
+    /// At once; its row is written at once and synced when the system likes.
+    BestEffort,
+}
+
+/// The window of [`Durability::Group`] where none is given.
+pub const GROUP: Duration = Duration::from_millis(50);
+
+/// What becomes of requests while the record cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFault {
+    /// New ones are refused.
+    Refuse,
+    /// They are answered; what the record never gets is counted.
+    Serve,
+}
+
+impl OnFault {
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "refuse" => Ok(Self::Refuse),
+            "serve" => Ok(Self::Serve),
+            _ => Err("it is refuse or serve".to_owned()),
+        }
+    }
+}
+
+/// [`Durability`] as settings spell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DurabilityName {
+    Strict,
+    Group,
+    BestEffort,
+}
+
+impl DurabilityName {
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "strict" => Ok(Self::Strict),
+            "group" => Ok(Self::Group),
+            "best-effort" => Ok(Self::BestEffort),
+            _ => Err("it is strict, group or best-effort".to_owned()),
+        }
+    }
+}
