@@ -160,11 +160,13 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
         sources,
         first_use,
         text,
+        sketch: loaded.sketch,
         journal,
         metrics: Arc::clone(metrics),
         settings: GatewaySettings {
             base_names,
             base: loaded.digest,
+            build: format!("{} {}", env!("CARGO_PKG_VERSION"), loaded.engine),
             base_sampling: if config.model.own_sampling { loaded.sampling } else { SamplingLayer::default() },
             eos_tokens,
             record: config.record.policy,

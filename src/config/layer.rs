@@ -270,6 +270,15 @@ settings! {
     /// A write of the record that takes longer counts as a fault, in milliseconds (default: 5000)
     #[arg(long, value_name = "MILLISECONDS", help_heading = "Record")]
     record_stall_ms: u64,
+    /// The share of conversations whose answers are only for measuring, never for training (default: 0.1)
+    #[arg(long, value_name = "SHARE", help_heading = "Record")]
+    split_held_out: f64,
+    /// The share of conversations that are the uniform sample for people to look at, never for training (default: 0.05)
+    #[arg(long, value_name = "SHARE", help_heading = "Record")]
+    split_audit: f64,
+    /// What decides who is held out; a secret of the data directory by default
+    #[arg(long, value_name = "SECRET", help_heading = "Record")]
+    split_secret: String,
 
     /// Log lines as json or as text (default: json)
     #[arg(long, value_name = "FORMAT", value_parser = ["json", "text"], help_heading = "Log")]

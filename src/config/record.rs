@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
+use super::Secret;
 use crate::terms::RecordPolicy;
 
 /// What is recorded, and where.
@@ -18,6 +19,22 @@ pub struct RecordConfig {
     pub on_fault: OnFault,
     /// A write that takes longer counts as a fault.
     pub stall: Duration,
+    pub split: SplitConfig,
+}
+
+/// What answers may be used for: shares of conversations, the rest is for training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SplitConfig {
+    pub held_out: f64,
+    pub audit: f64,
+    /// What the hash is keyed with; `None` is the data directory's own.
+    pub secret: Option<Secret>,
+}
+
+impl Default for SplitConfig {
+    fn default() -> Self {
+        Self { held_out: 0.1, audit: 0.05, secret: None }
+    }
 }
 
 impl Default for RecordConfig {
@@ -29,6 +46,7 @@ impl Default for RecordConfig {
             durability: Durability::Strict,
             on_fault: OnFault::Refuse,
             stall: Duration::from_secs(5),
+            split: SplitConfig::default(),
         }
     }
 }

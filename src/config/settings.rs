@@ -138,7 +138,8 @@ impl Settings {
 
     /// Every setting that was given, with where; secrets are not shown.
     pub fn shown(&self) -> Vec<(String, String, String)> {
-        const SECRETS: [&str; 5] = ["api_key", "admin_key", "hf_token", "s3_secret_access_key", "s3_session_token"];
+        const SECRETS: [&str; 6] =
+            ["api_key", "admin_key", "hf_token", "s3_secret_access_key", "s3_session_token", "split_secret"];
         let secret = |name: &str| SECRETS.contains(&name);
         self.said
             .said()

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{Ask, AskError, Caller, Gateway, Prompt, ReplyError};
 use crate::{
     engine::KvSalt,
-    journal::{ChoiceRecord, Completion, Content, JournalError},
-    terms::{Digest, Ending, RecordPolicy, SamplingLayer},
+    journal::{ChoiceRecord, Completion, Content, JournalError, as_kept},
+    terms::{Digest, Ending, Origin, RecordPolicy, SamplingLayer},
 };
 
 /// What became of a recorded request when it ran again.
@@ -160,7 +160,10 @@ fn again(completion: &Completion, content: &Content, base_name: &str, run: u64) 
         adapter_wait: None,
         store: false,
         user: None,
+        safety_identifier: None,
+        conversation: None,
         metadata: serde_json::Map::new(),
+        origin: Origin::Replayed,
     }
 }
 
@@ -173,7 +176,9 @@ fn compared(then: &ChoiceRecord, now: &ChoiceRecord) -> ReplayedChoice {
     let parts_at = (0..length).find(|&at| recorded.tokens.get(at) != replayed.tokens.get(at));
     let same = then.scores.iter().zip(&now.scores).take(parts_at.unwrap_or(length));
     let max_logprob_gap = same
-        .map(|(then, now)| if then.logprob == now.logprob { 0.0 } else { (then.logprob - now.logprob).abs() })
+        // What is on record was rounded; so is what it is compared with.
+        .map(|(then, now)| (as_kept(then.logprob), as_kept(now.logprob)))
+        .map(|(then, now)| if then == now { 0.0 } else { (then - now).abs() })
         .fold(0.0, f32::max)
         .min(f32::MAX);
     let ends_alike = match then.ending {

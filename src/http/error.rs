@@ -374,6 +374,7 @@ impl From<JournalError> for ApiError {
             JournalError::Read { reason } => {
                 Self::internal("record_unreadable", "the record could not be read", reason)
             }
+            JournalError::Secret { reason } => Self::record_unavailable(reason),
             JournalError::UnknownCursor { .. } => Self::invalid("after", error),
         }
     }

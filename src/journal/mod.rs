@@ -3,7 +3,9 @@
 //! Admission reserves room for each choice; whoever holds a slot can always record. A receipt resolves when the row is
 //! on disk, or with the reason why it is not.
 
+mod place;
 mod redact;
+mod secret;
 mod slot;
 mod writer;
 
@@ -14,13 +16,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+pub use place::{Asked, Talk};
 use serde_json::{Map, Value};
 pub use slot::{Receipt, Slot};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 pub use crate::store::{
     ChoiceRecord, Completion, CompletionKind, Content, Cursor, Followed, Given, ListQuery, Options, Order, Page,
-    PromptContent, Timing,
+    PromptContent, Thread, Timing, as_kept,
 };
 use crate::{
     config::{Durability, OnFault, RecordConfig},
@@ -28,6 +31,8 @@ use crate::{
     store::{Durable, Outcome, Store, StoreError, Write},
     terms::RecordPolicy,
 };
+use place::Splitter;
+use secret::Key;
 use slot::Word;
 use writer::{Entry, Progress, Writer};
 
@@ -43,6 +48,8 @@ pub struct Journal(Arc<Inner>);
 struct Inner {
     store: Arc<dyn Store>,
     policy: RecordPolicy,
+    secret: Key,
+    splitter: Splitter,
     durability: Durability,
     on_fault: OnFault,
     stall: Duration,
@@ -77,6 +84,8 @@ pub enum JournalError {
     Write { reason: String },
     #[error("the record could not be read: {reason}")]
     Read { reason: String },
+    #[error("the record's own secret cannot be read or made: {reason}")]
+    Secret { reason: String },
     #[error("there is no completion '{after}' to list after")]
     UnknownCursor { after: String },
 }
@@ -86,8 +95,9 @@ impl Journal {
     /// recovers.
     ///
     /// # Errors
-    /// [`JournalError::Down`] if the system gives no thread.
+    /// [`JournalError::Down`] if the system gives no thread; [`JournalError::Secret`].
     pub fn open(store: Arc<dyn Store>, config: &RecordConfig, metrics: Arc<Metrics>) -> Result<Self, JournalError> {
+        let secret = Key::open(&config.data_dir).map_err(|error| JournalError::Secret { reason: error.to_string() })?;
         let begun = store.probe().and_then(|()| store.commit(&[], Durable::Now));
         let (health, last) = match begun {
             Ok(committed) => (Health::Up, committed.last),
@@ -112,6 +122,8 @@ impl Journal {
         Ok(Self(Arc::new(Inner {
             store,
             policy: config.policy,
+            splitter: Splitter::new(&secret, &config.split),
+            secret,
             durability: config.durability,
             on_fault: config.on_fault,
             stall: config.stall,

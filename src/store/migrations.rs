@@ -10,7 +10,7 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x7475_6e67;
 
 /// Version `i + 1` is reached by `STEPS[i]`.
-const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS];
+const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS, RECORD];
 
 /// A request is one row of `completions`, each of its choices one row of `choices`. `choices.seq` grows in the order of
 /// commits. `content` alone holds what was said: role 0 is the prompt `part`, role 1 the answer of choice `part`.
@@ -120,6 +120,29 @@ CREATE TABLE adapter_trials (
     figures TEXT NOT NULL,
     PRIMARY KEY (version, base, suite)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Where an answer comes from, which conversation it belongs to and what it may be used for. In `content`, `form` is how
+/// `tokens` are packed; role 2 holds the calls of tools in the answer of choice `part`.
+const RECORD: &str = "
+ALTER TABLE completions ADD COLUMN origin TEXT NOT NULL DEFAULT 'served';
+ALTER TABLE completions ADD COLUMN build TEXT;
+ALTER TABLE completions ADD COLUMN system BLOB;
+ALTER TABLE completions ADD COLUMN adapter_us INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE completions ADD COLUMN read_us INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE completions ADD COLUMN safety_identifier TEXT;
+ALTER TABLE completions ADD COLUMN conversation TEXT;
+ALTER TABLE completions ADD COLUMN conversation_by TEXT;
+ALTER TABLE completions ADD COLUMN split TEXT;
+ALTER TABLE completions ADD COLUMN split_by TEXT;
+ALTER TABLE completions ADD COLUMN audit_share REAL;
+ALTER TABLE completions ADD COLUMN sketch BLOB;
+CREATE INDEX completions_by_user ON completions (user) WHERE user IS NOT NULL;
+CREATE INDEX completions_by_safety ON completions (safety_identifier) WHERE safety_identifier IS NOT NULL;
+CREATE INDEX completions_by_conversation ON completions (conversation);
+ALTER TABLE choices ADD COLUMN thread BLOB;
+CREATE INDEX choices_by_thread ON choices (thread) WHERE thread IS NOT NULL;
+ALTER TABLE content ADD COLUMN form INTEGER NOT NULL DEFAULT 0;
 ";
 
 /// Refuses a database that is not ours or that a newer build has written. Changes nothing.

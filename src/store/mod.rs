@@ -13,12 +13,13 @@ mod trial;
 use std::path::PathBuf;
 
 pub use catalog::{Changed, ManagedBy, NameChange, NameRow, OldHistory, Operation, Step};
-pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Timing};
+pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Thread, Timing};
+pub use scores::as_kept;
 use serde_json::{Map, Value};
 pub use sqlite::SqliteStore;
 pub use trial::TrialRow;
 
-use crate::terms::Digest;
+use crate::terms::{Digest, Placement};
 
 /// A database that keeps the record and the catalog of adapters. All operations block; writes come from one thread, reads from any.
 pub trait Store: Send + Sync {
@@ -37,6 +38,9 @@ pub trait Store: Send + Sync {
 
     /// Up to `limit` choices that became durable after `after`, in the order in which they did.
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError>;
+
+    /// The placement of the latest answer that the question names, in the order of its fields.
+    fn placement(&self, of: &EarlierTurn<'_>) -> Result<Option<(Matched, Placement)>, StoreError>;
 
     /// Every adapter name with its history, oldest step first.
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError>;
@@ -93,6 +97,24 @@ pub enum Outcome {
     Missing,
     /// A choice of this index is on record already; the first row stands.
     Duplicate,
+}
+
+/// What may connect a request with answers on record; the first that does counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EarlierTurn<'a> {
+    pub conversation: Option<&'a str>,
+    /// The longest beginning first.
+    pub threads: &'a [Thread],
+    /// Only answers that were placed by their user.
+    pub user: Option<&'a str>,
+}
+
+/// What connected them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matched {
+    Conversation,
+    Thread,
+    User,
 }
 
 /// A place in the record: how many choices had become durable. Later choices have larger cursors.

@@ -156,7 +156,10 @@ pub fn question(model: &str, prompt: Prompt, max_tokens: usize) -> Ask {
         adapter_wait: None,
         store: false,
         user: None,
+        safety_identifier: None,
+        conversation: None,
         metadata: Default::default(),
+        origin: Default::default(),
     }
 }
 

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use super::Check;
 use crate::config::{
-    LimitsConfig,
-    record::{Durability, DurabilityName, GROUP, RecordConfig},
+    LimitsConfig, Secret,
+    record::{Durability, DurabilityName, GROUP, RecordConfig, SplitConfig},
 };
 
 /// No disk holds answers back for longer than this in memory.
 const MOST_GROUP_MS: u64 = 60_000;
+/// A shorter one could be guessed from the rows it has split.
+const LEAST_SECRET: usize = 16;
 
 impl Check<'_> {
     pub(super) fn record(&mut self, limits: &LimitsConfig) -> RecordConfig {
@@ -29,6 +31,37 @@ impl Check<'_> {
             durability: self.durability(),
             on_fault: said.record_on_fault.unwrap_or(default.on_fault),
             stall: Duration::from_millis(self.at_least("record_stall_ms", said.record_stall_ms, 5000, 1)),
+            split: self.split(),
+        }
+    }
+
+    fn split(&mut self) -> SplitConfig {
+        let said = &self.settings.said;
+        let default = SplitConfig::default();
+        let held_out = self.share("split_held_out", said.split_held_out, default.held_out);
+        let audit = self.share("split_audit", said.split_audit, default.audit);
+        if held_out + audit > 1.0 {
+            let name = if said.split_audit.is_some() { "split_audit" } else { "split_held_out" };
+            self.fault(
+                name,
+                format!("with {held_out} held out and {audit} in the audit there is more than everything"),
+            );
+        }
+        let secret = said.split_secret.clone();
+        if secret.as_ref().is_some_and(|secret| secret.len() < LEAST_SECRET) {
+            self.fault("split_secret", format!("it has to have at least {LEAST_SECRET} characters"));
+        }
+        SplitConfig { held_out, audit, secret: secret.map(Secret) }
+    }
+
+    fn share(&mut self, name: &str, said: Option<f64>, default: f64) -> f64 {
+        match said {
+            Some(share) if (0.0..=1.0).contains(&share) => share,
+            Some(share) => {
+                self.fault(name, format!("it has to be between 0 and 1; it is {share}"));
+                default
+            }
+            None => default,
         }
     }
 

@@ -263,3 +263,21 @@ fn what_the_record_promises_is_settled_and_a_window_without_a_group_is_named() {
     let all: Vec<String> = faults.expect_err("a fault").iter().map(ToString::to_string).collect();
     assert!(all.len() == 1 && all[0].contains("record-durability"), "{all:?}");
 }
+
+#[test]
+fn shares_of_the_split_are_settled_and_its_secret_is_not_shown() {
+    let gathered = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line));
+    let line = ["--split-held-out", "0.2", "--split-audit", "0", "--split-secret", "0123456789abcdef"];
+    let split = gathered(&line).settle("m".into()).expect("settled").record.split;
+    assert_eq!((split.held_out, split.audit, split.secret.is_some()), (0.2, 0.0, true));
+    assert!(gathered(&line).shown().iter().all(|(_, value, _)| !value.contains("0123456789abcdef")));
+    for (line, place) in [
+        (vec!["--split-held-out", "1.5"], "--split-held-out"),
+        (vec!["--split-held-out", "NaN"], "--split-held-out"),
+        (vec!["--split-audit", "-0.1"], "--split-audit"),
+        (vec!["--split-held-out", "0.6", "--split-audit", "0.5"], "--split-audit"),
+        (vec!["--split-secret", "short"], "--split-secret"),
+    ] {
+        assert_eq!(gathered(&line).settle("m".into()).expect_err("a fault")[0].place, place, "{line:?}");
+    }
+}

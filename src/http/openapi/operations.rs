@@ -158,6 +158,10 @@ fn asks([id, summary]: [&str; 2], schema: &str, content: Value) -> Value {
         "description": "Records less of this request than the server and the key would.",
         "schema": {"enum": ["full", "metadata", "none"]},
     }, {
+        "name": "x-tunegate-conversation", "in": "header",
+        "description": "The conversation that this belongs to.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 512},
+    }, {
         "name": "x-tunegate-adapter-wait-ms", "in": "header",
         "description": "How long to wait for an adapter that is not in memory; after that the answer is 503 with Retry-After.",
         "schema": {"type": "integer", "minimum": 0, "maximum": 3_600_000},

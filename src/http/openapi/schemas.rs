@@ -120,6 +120,8 @@ fn shared() -> Map<String, Value> {
             json!({"include_usage": flag(false), "include_obfuscation": flag(false)}), &[]
         ),
         "user": {"type": "string", "maxLength": 512},
+        "safety_identifier": {"type": "string", "maxLength": 512},
+        "tensorzero::episode_id": {"type": "string", "maxLength": 512, "description": "The conversation that this belongs to."},
         "metadata": metadata(),
         "cache_salt": {"type": "string", "description": "Keeps this request's KV cache apart."},
         "service_tier": {"enum": ["auto", "default", "flex", "scale", "priority", "fast"]},

@@ -1,6 +1,7 @@
 //! The store in one SQLite file.
 
 mod catalog;
+mod place;
 mod read;
 mod trial;
 mod write;
@@ -15,11 +16,11 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Changed, Committed, Completion, Cursor, Durable, Followed, ListQuery, NameChange, NameRow, OldHistory, Page, Step,
-    Store, StoreError, TrialRow, Write,
+    Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Followed, ListQuery, Matched, NameChange, NameRow,
+    OldHistory, Page, Step, Store, StoreError, TrialRow, Write,
     migrations::{migrate, recognise},
 };
-use crate::terms::Digest;
+use crate::terms::{Digest, Placement};
 
 /// How long a statement waits for another process's lock.
 const BUSY: Duration = Duration::from_secs(5);
@@ -127,6 +128,10 @@ impl Store for SqliteStore {
 
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError> {
         self.read(|connection| read::follow(connection, after, limit))
+    }
+
+    fn placement(&self, of: &EarlierTurn<'_>) -> Result<Option<(Matched, Placement)>, StoreError> {
+        self.read(|connection| place::find(connection, of))
     }
 
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError> {
@@ -287,8 +292,24 @@ mod tests {
         drop(newer);
         let before = fs::read(&path).unwrap();
         let refused = SqliteStore::open(&path).err();
-        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 3, .. })), "{refused:?}");
+        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 4, .. })), "{refused:?}");
         assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    /// Every statement of the first schema, and a row as its build wrote it.
+    #[test]
+    fn what_the_first_build_recorded_is_read_after_the_steps() {
+        let (_folder, path) = folder();
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(include_str!("../../../tests/golden/store/first.sql")).unwrap();
+        drop(old);
+        let store = SqliteStore::open(&path).unwrap();
+        let row = store.completion("chatcmpl-old").unwrap().unwrap();
+        assert_eq!((row.origin, row.placement, row.build), (crate::terms::Origin::Served, None, None));
+        assert_eq!(row.choices[0].text.as_deref(), Some("hydraulics"));
+        assert_eq!(row.choices[0].scores[0].logprob, -0.123_456_79);
+        assert_eq!(row.content.unwrap().prompts[0].tokens, [1, u32::MAX]);
+        assert_eq!(store.follow(Cursor::default(), 10).unwrap().len(), 1);
     }
 
     #[test]

@@ -5,8 +5,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::store::{
-    Committed, Completion, Content, Cursor, Outcome, StoreError, Write,
-    scores::{pack, pack_tokens},
+    ChoiceRecord, Committed, Completion, Content, Cursor, Outcome, StoreError, Write,
+    scores::{FORM, pack, pack_tokens},
 };
 
 /// As much room as a long answer takes in the log.
@@ -54,18 +54,35 @@ fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outc
     for choice in &completion.choices {
         let added = transaction
             .prepare_cached(
-                "INSERT INTO choices (completion, position, ending, tokens, fault) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT DO NOTHING",
+                "INSERT INTO choices (completion, position, ending, tokens, fault, thread)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
             )?
-            .execute(params![seq, choice.index, choice.ending.as_str(), choice.tokens as i64, choice.fault])?;
+            .execute(params![
+                seq,
+                choice.index,
+                choice.ending.as_str(),
+                choice.tokens as i64,
+                choice.fault,
+                choice.thread.filter(|_| kept).map(|thread| thread.0),
+            ])?;
         if added == 0 {
             outcome = Outcome::Duplicate;
-        } else if kept && (choice.text.is_some() || !choice.scores.is_empty()) {
-            let scores = pack(&choice.scores);
-            insert_content(transaction, seq, Role::Answer, choice.index, choice.text.as_deref(), &scores)?;
+        } else if kept {
+            insert_answer(transaction, seq, choice)?;
         }
     }
     Ok(outcome)
+}
+
+fn insert_answer(transaction: &Transaction<'_>, seq: i64, choice: &ChoiceRecord) -> Result<(), StoreError> {
+    if choice.text.is_some() || !choice.scores.is_empty() {
+        let scores = pack(&choice.scores);
+        insert_content(transaction, seq, Role::Answer, choice.index, choice.text.as_deref(), &scores)?;
+    }
+    if let Some(calls) = &choice.tool_calls {
+        insert_content(transaction, seq, Role::Calls, choice.index, Some(&json(calls)?), &[])?;
+    }
+    Ok(())
 }
 
 fn known(transaction: &Transaction<'_>, id: &str) -> Result<Option<(i64, bool)>, StoreError> {
@@ -78,16 +95,19 @@ fn known(transaction: &Transaction<'_>, id: &str) -> Result<Option<(i64, bool)>,
 
 fn insert_fact(transaction: &Transaction<'_>, completion: &Completion) -> Result<i64, StoreError> {
     let adapter = completion.adapter.as_ref();
+    let placement = completion.placement.as_ref();
     Ok(transaction
         .prepare_cached(
             "INSERT INTO completions (
                 id, created_ms, request_id, key, kind, model, base, adapter, adapter_version, template, tokenizer,
                 sampling, seed, options, prompt_tokens, completion_tokens, cached_tokens, queue_us, first_token_us,
-                total_us, policy, stored, user
+                total_us, policy, stored, user, origin, build, system, adapter_us, read_us, safety_identifier,
+                conversation, conversation_by, split, split_by, audit_share, sketch
              ) VALUES (
                 ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11,
                 ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
-                ?20, ?21, ?22, ?23
+                ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29,
+                ?30, ?31, ?32, ?33, ?34, ?35
              )",
         )?
         .insert(params![
@@ -114,6 +134,18 @@ fn insert_fact(transaction: &Transaction<'_>, completion: &Completion) -> Result
             completion.policy.as_str(),
             completion.stored,
             completion.user,
+            completion.origin.as_str(),
+            completion.build,
+            completion.system.as_ref().map(|digest| digest.as_bytes()),
+            completion.timing.adapter_us as i64,
+            completion.timing.read_us as i64,
+            completion.safety_identifier,
+            placement.map(|placement| placement.conversation.as_str()),
+            placement.map(|placement| placement.conversation_by.as_str()),
+            placement.map(|placement| placement.assignment.split.as_str()),
+            placement.map(|placement| placement.assignment.by.as_str()),
+            placement.map(|placement| placement.assignment.audit_share),
+            completion.sketch.map(|sketch| sketch.to_bytes()),
         ])?)
 }
 
@@ -164,6 +196,7 @@ fn insert_prompts(transaction: &Transaction<'_>, seq: i64, content: &Content) ->
 pub enum Role {
     Prompt = 0,
     Answer = 1,
+    Calls = 2,
 }
 
 fn insert_content(
@@ -175,8 +208,10 @@ fn insert_content(
     tokens: &[u8],
 ) -> Result<(), StoreError> {
     transaction
-        .prepare_cached("INSERT INTO content (completion, role, part, text, tokens) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![seq, role as i64, part, text, tokens])?;
+        .prepare_cached(
+            "INSERT INTO content (completion, role, part, text, tokens, form) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![seq, role as i64, part, text, tokens, FORM])?;
     Ok(())
 }
 
@@ -197,10 +232,13 @@ fn erase(transaction: &Transaction<'_>, id: &str, at_ms: i64) -> Result<Outcome,
     transaction.prepare_cached("DELETE FROM metadata WHERE completion = ?1")?.execute([seq])?;
     transaction
         .prepare_cached(
-            "UPDATE completions SET stored = 0, user = NULL, erased_ms = ?2, options = json_remove(options, '$.stop')
+            "UPDATE completions SET stored = 0, user = NULL, safety_identifier = NULL, sketch = NULL, erased_ms = ?2,
+                options = json_remove(options, '$.stop'),
+                conversation = CASE conversation_by WHEN 'own' THEN conversation ELSE id END, conversation_by = 'own'
              WHERE seq = ?1",
         )?
         .execute([seq, at_ms])?;
+    transaction.prepare_cached("UPDATE choices SET thread = NULL WHERE completion = ?1")?.execute([seq])?;
     Ok(Outcome::Applied)
 }
 

@@ -4,10 +4,10 @@ use std::sync::{Condvar, Mutex};
 
 use tunegate::{
     store::{
-        Changed, Committed, Completion, Cursor, Durable, Followed, ListQuery, NameChange, NameRow, OldHistory, Page,
-        SqliteStore, Step, Store, StoreError, TrialRow, Write,
+        Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Followed, ListQuery, Matched, NameChange,
+        NameRow, OldHistory, Page, SqliteStore, Step, Store, StoreError, TrialRow, Write,
     },
-    terms::Digest,
+    terms::{Digest, Placement},
 };
 
 /// What happens to writes.
@@ -74,6 +74,10 @@ impl Store for Faulty {
 
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError> {
         self.store.follow(after, limit)
+    }
+
+    fn placement(&self, of: &EarlierTurn<'_>) -> Result<Option<(Matched, Placement)>, StoreError> {
+        self.store.placement(of)
     }
 
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError> {
