@@ -92,6 +92,7 @@ fn answer(content: &Arc<Content>) -> Completion {
         usage: Usage { prompt_tokens: TOKENS, completion_tokens: TOKENS, cached_tokens: 0 },
         timing: Timing { adapter_us: 1, read_us: 90, queue_us: 10, first_token_us: Some(1000), total_us: 100_000 },
         policy: RecordPolicy::Full,
+        redaction: None,
         stored: false,
         user: None,
         safety_identifier: None,

@@ -51,6 +51,8 @@ pub struct Metrics {
     pub record_held: IntGauge,
     /// Set when it is read.
     pub record_up: IntGauge,
+    /// What was replaced before it was stored, by rule.
+    pub redacted: IntCounterVec,
     pub recorded: IntCounterVec,
     pub record_commit_seconds: Histogram,
     pub adapters_resident: IntGauge,
@@ -211,6 +213,11 @@ impl Metrics {
                 "Choices that have ended and wait in memory until the record can be written.",
             ),
             record_up: gauge("tunegate_record_up", "1 while the record can be written, else 0."),
+            redacted: counters(
+                "tunegate_redacted_total",
+                "What was replaced before it was stored, by rule of --redact-rules.",
+                &["rule"],
+            ),
             recorded: counters("tunegate_recorded_total", "Recorded choices, by ending.", &["ending"]),
             record_commit_seconds: histogram(
                 "tunegate_record_commit_seconds",

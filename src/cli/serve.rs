@@ -18,6 +18,7 @@ use crate::{
     config::{Config, Fault, Layer, LogFormat, Settings, vllm},
     data_dir::DataDir,
     http::auth::{Keys, KeysError},
+    journal::Redactor,
     model::{self, ModelSource},
     terms::RecordPolicy,
 };
@@ -105,6 +106,7 @@ fn checked(settings: &Settings, model: Result<PathBuf, Fault>) -> Result<Config,
         Err(fault) => (PathBuf::new(), vec![fault]),
     };
     faults.extend(fault_of_keys(settings));
+    faults.extend(fault_of_rules(settings));
     match settings.settle(model) {
         Ok(config) if faults.is_empty() => Ok(config),
         config => {
@@ -131,6 +133,11 @@ fn fault_of_keys(settings: &Settings) -> Option<Fault> {
     let error = keys.err()?;
     let name = if matches!(error, KeysError::Empty) { "api_key" } else { "api_keys_file" };
     Some(Fault { place: settings.place(name), reason: error.to_string() })
+}
+
+fn fault_of_rules(settings: &Settings) -> Option<Fault> {
+    let reason = Redactor::check(settings.said.redact_rules.as_deref()?).err()?;
+    Some(Fault { place: settings.place("redact_rules"), reason })
 }
 
 const NO_MODEL: &str = "no model is given: name a folder, a GGUF file or a hub id (`make run` fetches a small one)";

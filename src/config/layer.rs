@@ -279,6 +279,9 @@ settings! {
     /// What decides who is held out; a secret of the data directory by default
     #[arg(long, value_name = "SECRET", help_heading = "Record")]
     split_secret: String,
+    /// A TOML file of rules for what is replaced before anything is stored: addresses, numbers, patterns
+    #[arg(long, value_name = "FILE", help_heading = "Record")]
+    redact_rules: PathBuf,
 
     /// Log lines as json or as text (default: json)
     #[arg(long, value_name = "FORMAT", value_parser = ["json", "text"], help_heading = "Log")]

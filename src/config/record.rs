@@ -20,6 +20,8 @@ pub struct RecordConfig {
     /// A write that takes longer counts as a fault.
     pub stall: Duration,
     pub split: SplitConfig,
+    /// A file of rules for what is replaced before it is stored.
+    pub redact_rules: Option<PathBuf>,
 }
 
 /// What answers may be used for: shares of conversations, the rest is for training.
@@ -47,6 +49,7 @@ impl Default for RecordConfig {
             on_fault: OnFault::Refuse,
             stall: Duration::from_secs(5),
             split: SplitConfig::default(),
+            redact_rules: None,
         }
     }
 }

@@ -167,7 +167,8 @@ impl From<JournalError> for AskError {
             JournalError::Down { reason }
             | JournalError::Write { reason }
             | JournalError::Read { reason }
-            | JournalError::Secret { reason } => Self::RecordDown { reason },
+            | JournalError::Secret { reason }
+            | JournalError::Rules { reason } => Self::RecordDown { reason },
             JournalError::UnknownCursor { after } => Self::RecordDown { reason: after },
         }
     }

@@ -9,7 +9,7 @@ use super::{Ask, AskError, Gateway, Prompt, belonging::Belonging};
 use crate::{
     adapters::AdapterLease,
     engine::{EngineLimits, SubmitError},
-    journal::{Content, Given, Options, PromptContent, Timing},
+    journal::{Content, Given, Options, Place, PromptContent, Redactor, Timing},
     terms::{Digest, RecordPolicy, Sampling, SamplingLayer, Sketch, TemplateSource},
     text::{ChatOptions, Text, TextError},
 };
@@ -176,11 +176,16 @@ fn read(text: &Text, prompt: &Prompt, template: Option<&TemplateSource>) -> Resu
 }
 
 impl Question {
-    /// The prompts as they are recorded.
-    pub fn content(&self) -> Content {
+    /// The prompts as they are recorded. Where texts are redacted, ids of tokens are read as text: they say the same.
+    pub fn content(&self, redactor: &Redactor, text: &Text) -> Content {
         let given = self.ask.prompts.iter().map(|prompt| match prompt {
             Prompt::Chat { messages, .. } => Given::Messages(messages.clone()),
             Prompt::Text(text) => Given::Text(text.clone()),
+            Prompt::Tokens(tokens) if redactor.version().is_some() => match text.decode(tokens, false) {
+                Ok(said) if !redactor.finds(Place::Prompt, &said) => Given::Tokens,
+                Ok(said) => Given::Text(said),
+                Err(_) => Given::Tokens,
+            },
             Prompt::Tokens(_) => Given::Tokens,
         });
         let prompts = given.zip(&self.prompts);

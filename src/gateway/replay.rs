@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Ask, AskError, Caller, Gateway, Prompt, ReplyError};
 use crate::{
     engine::KvSalt,
-    journal::{ChoiceRecord, Completion, Content, JournalError, as_kept},
+    journal::{ChoiceRecord, Completion, Content, JournalError, NOT_KEPT, as_kept},
     terms::{Digest, Ending, Origin, RecordPolicy, SamplingLayer},
 };
 
@@ -53,6 +53,8 @@ pub enum ReplayError {
     NotKept { id: String, policy: RecordPolicy },
     #[error("the content of '{id}' has been erased")]
     Erased { id: String },
+    #[error("'{id}' was redacted before it was stored, so there is nothing to run again and compare")]
+    Redacted { id: String },
     #[error("'{id}' asked for no tokens, so there is nothing to compare")]
     Empty { id: String },
     #[error("'{id}' was answered by the base {recorded}; this server has the base {here}")]
@@ -112,11 +114,18 @@ impl Gateway {
             return Err(ReplayError::Empty { id: id() });
         }
         match (&completion.content, completion.erased_ms) {
+            (Some(content), _) if is_redacted(completion, content) => Err(ReplayError::Redacted { id: id() }),
             (Some(content), _) => Ok(content),
             (None, Some(_)) => Err(ReplayError::Erased { id: id() }),
             (None, None) => Err(ReplayError::NotKept { id: id(), policy: completion.policy }),
         }
     }
+}
+
+/// Whether ids of tokens were left out because they would say what was replaced.
+fn is_redacted(completion: &Completion, content: &Content) -> bool {
+    let answered = completion.choices.iter().flat_map(|choice| &choice.scores);
+    content.prompts.iter().any(|prompt| prompt.tokens.is_empty()) || answered.into_iter().any(|s| s.token == NOT_KEPT)
 }
 
 /// The request once more, every setting as it was settled then. `run` tells one replay from another.

@@ -17,6 +17,7 @@ use std::{
 };
 
 pub use place::{Asked, Talk};
+pub use redact::{NOT_KEPT, Place, Redactor};
 use serde_json::{Map, Value};
 pub use slot::{Receipt, Slot};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
@@ -49,6 +50,7 @@ struct Inner {
     store: Arc<dyn Store>,
     policy: RecordPolicy,
     secret: Key,
+    redactor: Redactor,
     splitter: Splitter,
     durability: Durability,
     on_fault: OnFault,
@@ -86,6 +88,8 @@ pub enum JournalError {
     Read { reason: String },
     #[error("the record's own secret cannot be read or made: {reason}")]
     Secret { reason: String },
+    #[error("the rules of redaction cannot be used: {reason}")]
+    Rules { reason: String },
     #[error("there is no completion '{after}' to list after")]
     UnknownCursor { after: String },
 }
@@ -95,9 +99,11 @@ impl Journal {
     /// recovers.
     ///
     /// # Errors
-    /// [`JournalError::Down`] if the system gives no thread; [`JournalError::Secret`].
+    /// [`JournalError::Down`] if the system gives no thread; [`JournalError::Secret`], [`JournalError::Rules`].
     pub fn open(store: Arc<dyn Store>, config: &RecordConfig, metrics: Arc<Metrics>) -> Result<Self, JournalError> {
         let secret = Key::open(&config.data_dir).map_err(|error| JournalError::Secret { reason: error.to_string() })?;
+        let redactor = Redactor::open(config.redact_rules.as_deref(), secret.clone(), metrics.redacted.clone());
+        let redactor = redactor.map_err(|reason| JournalError::Rules { reason })?;
         let begun = store.probe().and_then(|()| store.commit(&[], Durable::Now));
         let (health, last) = match begun {
             Ok(committed) => (Health::Up, committed.last),
@@ -124,6 +130,7 @@ impl Journal {
             policy: config.policy,
             splitter: Splitter::new(&secret, &config.split),
             secret,
+            redactor,
             durability: config.durability,
             on_fault: config.on_fault,
             stall: config.stall,
@@ -142,7 +149,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Full`], [`JournalError::Down`].
     pub fn reserve(&self, choices: usize) -> Result<Slot, JournalError> {
-        let slot = |room| Ok(Slot { journal: self.clone(), room, since: Instant::now() });
+        let slot = |room| Ok(Slot { journal: self.clone(), room, since: Instant::now(), begun: false });
         let room = match self.health() {
             Health::Down { reason } if self.0.on_fault == OnFault::Refuse => return Err(JournalError::Down { reason }),
             // Even where there is no room for what is lost.
@@ -190,6 +197,11 @@ impl Journal {
         }
     }
 
+    /// What every text passes before it is stored, also what others write beside the answers.
+    pub fn redactor(&self) -> &Redactor {
+        &self.0.redactor
+    }
+
     /// Changes when a write fails and when writes succeed again.
     pub fn watch_health(&self) -> watch::Receiver<Health> {
         self.0.progress.health.subscribe()
@@ -224,7 +236,8 @@ impl Journal {
     }
 
     /// Replaces the metadata of a listable completion; false if there is none of this id.
-    pub async fn set_metadata(&self, id: &str, metadata: Map<String, Value>) -> Result<bool, JournalError> {
+    pub async fn set_metadata(&self, id: &str, mut metadata: Map<String, Value>) -> Result<bool, JournalError> {
+        self.0.redactor.map(Place::Metadata, &mut metadata);
         self.edit(Write::Metadata { id: id.to_owned(), metadata }).await
     }
 

@@ -6,12 +6,13 @@ use std::{
     time::Instant,
 };
 
+use serde_json::Map;
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
     time::Sleep,
 };
 
-use super::{Journal, JournalError, redact};
+use super::{Journal, JournalError};
 use crate::{
     config::{Durability, OnFault},
     store::{Completion, Outcome, Write},
@@ -23,6 +24,8 @@ pub struct Slot {
     /// `None` where the record was full of what it could not write, and the policy is to serve all the same.
     pub(super) room: Option<OwnedSemaphorePermit>,
     pub(super) since: Instant,
+    /// A row of this request is on its way: what was asked goes with the first.
+    pub(super) begun: bool,
 }
 
 impl Slot {
@@ -31,7 +34,7 @@ impl Slot {
     /// receipt changes nothing.
     ///
     /// A fact with more choices than the slot has room left for is refused through its receipt.
-    pub fn record(&mut self, fact: Completion) -> Receipt {
+    pub fn record(&mut self, mut fact: Completion) -> Receipt {
         let inner = &self.journal.0;
         let choices = fact.choices.len().max(1);
         let room = match &mut self.room {
@@ -52,7 +55,11 @@ impl Slot {
                 }
             },
         };
-        let write = Write::Choices(Box::new(redact::redacted(fact, inner.policy)));
+        if std::mem::replace(&mut self.begun, true) {
+            fact.content = None;
+            fact.metadata = Map::new();
+        }
+        let write = Write::Choices(Box::new(inner.redactor.admit(fact, inner.policy)));
         match (inner.durability, inner.on_fault) {
             (Durability::Strict, OnFault::Refuse) => Receipt(State::Waits(self.journal.send(write, self.since, room))),
             (Durability::Strict, OnFault::Serve) => {

@@ -122,7 +122,8 @@ CREATE TABLE adapter_trials (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// Where an answer comes from, which conversation it belongs to and what it may be used for. In `content`, `form` is how
+/// Where an answer comes from, which conversation it belongs to, what it may be used for and which rules its texts have
+/// passed. In `content`, `form` is how
 /// `tokens` are packed; role 2 holds the calls of tools in the answer of choice `part`.
 const RECORD: &str = "
 ALTER TABLE completions ADD COLUMN origin TEXT NOT NULL DEFAULT 'served';
@@ -137,6 +138,7 @@ ALTER TABLE completions ADD COLUMN split TEXT;
 ALTER TABLE completions ADD COLUMN split_by TEXT;
 ALTER TABLE completions ADD COLUMN audit_share REAL;
 ALTER TABLE completions ADD COLUMN sketch BLOB;
+ALTER TABLE completions ADD COLUMN redaction BLOB;
 CREATE INDEX completions_by_user ON completions (user) WHERE user IS NOT NULL;
 CREATE INDEX completions_by_safety ON completions (safety_identifier) WHERE safety_identifier IS NOT NULL;
 CREATE INDEX completions_by_conversation ON completions (conversation);

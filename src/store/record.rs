@@ -44,6 +44,8 @@ pub struct Completion {
     pub usage: Usage,
     pub timing: Timing,
     pub policy: RecordPolicy,
+    /// The rules that its texts have passed; `None` where there were none.
+    pub redaction: Option<Digest>,
     /// Whether the client asked for it to be listable (`store: true`); gone under policy `none`.
     pub stored: bool,
     /// The client's `user`; gone under policy `none`.

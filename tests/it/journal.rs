@@ -4,6 +4,7 @@ mod durability;
 mod faults;
 mod faulty;
 mod place;
+mod redaction;
 mod size;
 mod stored;
 
@@ -49,8 +50,8 @@ impl Desk {
         let store = SqliteStore::open(&folder.join("tunegate.db")).unwrap();
         let metrics = Arc::new(Metrics::new());
         let config = RecordConfig { policy, data_dir: folder.to_owned(), max_pending, ..RecordConfig::default() };
-        let journal = Journal::open(Arc::new(store), &config, Arc::clone(&metrics)).unwrap();
-        Self { journal, metrics, _folder: None }
+        let journal = Journal::open(Arc::new(store), &config, Arc::clone(&metrics))?;
+        Ok(Self { journal, metrics, _folder: None })
     }
 
     async fn record(&self, fact: Completion) {
@@ -87,6 +88,7 @@ fn fact(id: &str) -> Completion {
         usage: Usage { prompt_tokens: 5, completion_tokens: 2, cached_tokens: 1 },
         timing: Timing { adapter_us: 3, read_us: 7, queue_us: 12, first_token_us: Some(3400), total_us: 9000 },
         policy: RecordPolicy::Full,
+        redaction: None,
         stored: true,
         user: Some("customer-9".to_owned()),
         safety_identifier: Some("hashed-9".to_owned()),

@@ -32,6 +32,7 @@ impl Check<'_> {
             on_fault: said.record_on_fault.unwrap_or(default.on_fault),
             stall: Duration::from_millis(self.at_least("record_stall_ms", said.record_stall_ms, 5000, 1)),
             split: self.split(),
+            redact_rules: self.settings.said.redact_rules.clone(),
         }
     }
 

@@ -1,35 +1,231 @@
-//! The one door before storage: what the policy does not keep never reaches the store.
+//! The one door before storage: what the policy does not keep never reaches the store, and what the rules find is replaced
+//! first, in everything that is written.
 
-use serde_json::Map;
+mod detect;
+mod rules;
 
+use std::{borrow::Cow, path::Path, sync::Arc};
+
+use prometheus::IntCounterVec;
+use serde_json::{Map, Value};
+
+pub use self::rules::Place;
+use self::rules::Rules;
+use super::secret::Key;
 use crate::{
-    store::Completion,
-    terms::{ConversationBy, RecordPolicy},
+    store::{ChoiceRecord, Completion, Content, Given, PromptContent},
+    terms::{ConversationBy, Digest, Message, RecordPolicy},
 };
 
-/// The row as it may be stored. `limit` is the server's own policy: a row may ask for less, never for more.
-pub fn redacted(mut completion: Completion, limit: RecordPolicy) -> Completion {
-    completion.policy = completion.policy.min(limit);
-    match completion.policy {
-        RecordPolicy::Full => {}
-        RecordPolicy::Metadata => drop_content(&mut completion),
-        RecordPolicy::None => {
-            drop_content(&mut completion);
-            completion.user = None;
-            completion.safety_identifier = None;
-            completion.system = None;
-            if let Some(placement) = &mut completion.placement
-                && placement.conversation_by == ConversationBy::Given
-            {
-                placement.conversation.clone_from(&completion.id);
-                placement.conversation_by = ConversationBy::Own;
-            }
-            completion.metadata = Map::new();
-            completion.stored = false;
+/// Replaces what the rules find. Every writer of the record passes its texts through one; without rules it changes nothing.
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Redactor(Arc<Inner>);
+
+struct Inner {
+    rules: Option<Rules>,
+    key: Key,
+    /// By rule.
+    replaced: IntCounterVec,
+}
+
+impl Redactor {
+    /// `replaced` counts by rule.
+    ///
+    /// # Errors
+    /// What is wrong with the file of rules, in words.
+    pub fn open(file: Option<&Path>, key: Key, replaced: IntCounterVec) -> Result<Self, String> {
+        let rules = file.map(Rules::read).transpose()?;
+        for rule in rules.iter().flat_map(|rules| &rules.rules) {
+            // So that a rule that has found nothing shows.
+            replaced.with_label_values(&[&rule.name]);
+        }
+        Ok(Self(Arc::new(Inner { rules, key, replaced })))
+    }
+
+    /// Reads a file of rules only to say what is wrong with it.
+    ///
+    /// # Errors
+    /// As [`Redactor::open`].
+    pub fn check(file: &Path) -> Result<(), String> {
+        Rules::read(file).map(drop)
+    }
+
+    /// Which rules these are; `None` where there are none.
+    pub fn version(&self) -> Option<Digest> {
+        self.0.rules.as_ref().map(|rules| rules.version)
+    }
+
+    /// Whether a text would not be stored as it is. Counts nothing.
+    pub fn finds(&self, place: Place, text: &str) -> bool {
+        let rules = self.0.rules.iter().flat_map(|rules| &rules.rules);
+        rules.filter(|rule| rule.holds_in(place)).any(|rule| !rule.find(text).is_empty())
+    }
+
+    /// The text as it may be stored.
+    pub fn text<'a>(&self, place: Place, text: &'a str) -> Cow<'a, str> {
+        self.replace(place, text, |replacement, _| Cow::Borrowed(replacement))
+    }
+
+    /// A name as it may be stored: what is found is replaced by a pseudonym, so that the same name stays the same and
+    /// others stay others.
+    pub fn identity<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        self.replace(Place::Identity, name, |replacement, found| {
+            let hash = Digest::from_bytes(self.0.key.hash("identity", found.as_bytes()));
+            Cow::Owned(format!("{replacement}{}", hash.short()))
+        })
+    }
+
+    /// Every string in a JSON value, names of fields included.
+    pub fn json(&self, place: Place, value: &mut Value) -> bool {
+        match value {
+            Value::String(text) => self.string(place, text),
+            Value::Array(items) => items.iter_mut().fold(false, |changed, item| self.json(place, item) | changed),
+            Value::Object(fields) => self.map(place, fields),
+            Value::Null | Value::Bool(_) | Value::Number(_) => false,
         }
     }
-    completion
+
+    /// As [`Redactor::json`]. Of names that become the same the last stays.
+    pub fn map(&self, place: Place, fields: &mut Map<String, Value>) -> bool {
+        let mut changed = false;
+        for value in fields.values_mut() {
+            changed |= self.json(place, value);
+        }
+        if fields.keys().any(|name| self.finds(place, name)) {
+            let renamed = std::mem::take(fields).into_iter();
+            *fields = renamed.map(|(name, value)| (self.text(place, &name).into_owned(), value)).collect();
+            changed = true;
+        }
+        changed
+    }
+
+    /// Whether anything was replaced.
+    pub fn string(&self, place: Place, text: &mut String) -> bool {
+        match self.text(place, text) {
+            Cow::Owned(redacted) => {
+                *text = redacted;
+                true
+            }
+            Cow::Borrowed(_) => false,
+        }
+    }
+
+    fn replace<'a, 'r>(
+        &'r self,
+        place: Place,
+        text: &'a str,
+        with: impl Fn(&'r str, &str) -> Cow<'r, str>,
+    ) -> Cow<'a, str> {
+        let Some(rules) = &self.0.rules else { return Cow::Borrowed(text) };
+        // Found by an earlier rule, a span is not a later one's.
+        let mut found: Vec<(std::ops::Range<usize>, usize)> = Vec::new();
+        for (index, rule) in rules.rules.iter().enumerate().filter(|(_, rule)| rule.holds_in(place)) {
+            let mut spans = rule.find(text);
+            spans.retain(|span| found.iter().all(|(taken, _)| span.end <= taken.start || taken.end <= span.start));
+            if !spans.is_empty() {
+                self.0.replaced.with_label_values(&[&rule.name]).inc_by(spans.len() as u64);
+                found.extend(spans.into_iter().map(|span| (span, index)));
+            }
+        }
+        if found.is_empty() {
+            return Cow::Borrowed(text);
+        }
+        found.sort_unstable_by_key(|(span, _)| span.start);
+        let (mut redacted, mut kept) = (String::with_capacity(text.len()), 0);
+        for (span, rule) in found {
+            redacted.push_str(&text[kept..span.start]);
+            redacted.push_str(&with(&rules.rules[rule].replacement, &text[span.clone()]));
+            kept = span.end;
+        }
+        redacted.push_str(&text[kept..]);
+        Cow::Owned(redacted)
+    }
+
+    /// The row as it may be stored. `limit` is the server's own policy: a row may ask for less, never for more.
+    pub fn admit(&self, mut completion: Completion, limit: RecordPolicy) -> Completion {
+        completion.policy = completion.policy.min(limit);
+        match completion.policy {
+            RecordPolicy::Full => {}
+            RecordPolicy::Metadata => drop_content(&mut completion),
+            RecordPolicy::None => {
+                drop_content(&mut completion);
+                drop_names(&mut completion);
+            }
+        }
+        self.redact(&mut completion);
+        completion
+    }
+
+    /// Replaces what the rules find in every text of the row. Where they find something, ids of tokens say it too, and go.
+    pub fn redact(&self, completion: &mut Completion) {
+        let Some(version) = self.version() else { return };
+        completion.redaction = Some(version);
+        self.name(&mut completion.request_id);
+        let names = [&mut completion.user, &mut completion.safety_identifier];
+        names.into_iter().flatten().for_each(|name| self.name(name));
+        if let Some(placement) = &mut completion.placement {
+            self.name(&mut placement.conversation);
+        }
+        self.map(Place::Metadata, &mut completion.metadata);
+        completion.options.stop.iter_mut().for_each(|stop| {
+            self.string(Place::Prompt, stop);
+        });
+        if let Some(content) = &completion.content
+            && let Some(redacted) = self.content(content)
+        {
+            completion.content = Some(redacted.into());
+        }
+        completion.choices.iter_mut().for_each(|choice| self.choice(choice));
+    }
+
+    fn name(&self, name: &mut String) {
+        if let Cow::Owned(pseudonym) = self.identity(name) {
+            *name = pseudonym;
+        }
+    }
+
+    /// `None` if nothing was found.
+    fn content(&self, content: &Content) -> Option<Content> {
+        let (mut changed, mut redacted) = (false, content.clone());
+        for PromptContent { given, tokens } in &mut redacted.prompts {
+            let found = match given {
+                Given::Messages(messages) => {
+                    messages.iter_mut().fold(false, |found, message| self.message(message) | found)
+                }
+                Given::Turns(turns) => {
+                    turns.iter_mut().fold(false, |found, turn| self.json(Place::Prompt, turn) | found)
+                }
+                Given::Text(text) => self.string(Place::Prompt, text),
+                Given::Tokens => false,
+            };
+            if found {
+                tokens.clear();
+                changed = true;
+            }
+        }
+        changed.then_some(redacted)
+    }
+
+    fn message(&self, message: &mut Message) -> bool {
+        let named = message.name.as_mut().is_some_and(|name| self.string(Place::Prompt, name));
+        self.string(Place::Prompt, &mut message.content) | named
+    }
+
+    fn choice(&self, choice: &mut ChoiceRecord) {
+        let said = choice.text.as_mut().is_some_and(|text| self.string(Place::Answer, text));
+        let called = choice.tool_calls.as_mut().is_some_and(|calls| self.json(Place::Answer, calls));
+        if said || called {
+            for score in &mut choice.scores {
+                score.token = NOT_KEPT;
+                score.top.clear();
+            }
+        }
+    }
 }
+
+/// Stands for the id of a token that is not kept.
+pub const NOT_KEPT: u32 = u32::MAX;
 
 fn drop_content(completion: &mut Completion) {
     completion.content = None;
@@ -40,5 +236,19 @@ fn drop_content(completion: &mut Completion) {
         choice.scores = Vec::new();
         choice.tool_calls = None;
         choice.thread = None;
+    }
+}
+
+fn drop_names(completion: &mut Completion) {
+    completion.user = None;
+    completion.safety_identifier = None;
+    completion.system = None;
+    completion.metadata = Map::new();
+    completion.stored = false;
+    if let Some(placement) = &mut completion.placement
+        && placement.conversation_by == ConversationBy::Given
+    {
+        placement.conversation.clone_from(&completion.id);
+        placement.conversation_by = ConversationBy::Own;
     }
 }

@@ -202,6 +202,7 @@ fn fact(row: &Row<'_>) -> Result<Completion, StoreError> {
             total_us: row.get::<_, i64>("total_us")? as u64,
         },
         policy: RecordPolicy::parse(&policy).ok_or_else(|| unknown("policy", &policy))?,
+        redaction: row.get::<_, Option<[u8; 32]>>("redaction")?.map(Digest::from_bytes),
         stored: row.get("stored")?,
         user: row.get("user")?,
         safety_identifier: row.get("safety_identifier")?,

@@ -102,12 +102,12 @@ fn insert_fact(transaction: &Transaction<'_>, completion: &Completion) -> Result
                 id, created_ms, request_id, key, kind, model, base, adapter, adapter_version, template, tokenizer,
                 sampling, seed, options, prompt_tokens, completion_tokens, cached_tokens, queue_us, first_token_us,
                 total_us, policy, stored, user, origin, build, system, adapter_us, read_us, safety_identifier,
-                conversation, conversation_by, split, split_by, audit_share, sketch
+                conversation, conversation_by, split, split_by, audit_share, sketch, redaction
              ) VALUES (
                 ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11,
                 ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
                 ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29,
-                ?30, ?31, ?32, ?33, ?34, ?35
+                ?30, ?31, ?32, ?33, ?34, ?35, ?36
              )",
         )?
         .insert(params![
@@ -146,6 +146,7 @@ fn insert_fact(transaction: &Transaction<'_>, completion: &Completion) -> Result
             placement.map(|placement| placement.assignment.by.as_str()),
             placement.map(|placement| placement.assignment.audit_share),
             completion.sketch.map(|sketch| sketch.to_bytes()),
+            completion.redaction.as_ref().map(|digest| digest.as_bytes()),
         ])?)
 }
 

@@ -13,7 +13,7 @@ fn bytes_on_disk(folder: &std::path::Path) -> Vec<u8> {
     std::fs::read_dir(folder).unwrap().flat_map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect()
 }
 
-fn is_on_disk(folder: &std::path::Path, word: &str) -> bool {
+pub fn is_on_disk(folder: &std::path::Path, word: &str) -> bool {
     bytes_on_disk(folder).windows(word.len()).any(|window| window == word.as_bytes())
 }
 
