@@ -115,6 +115,7 @@ fn answer(content: &Arc<Content>) -> Completion {
             thread: Some(Thread(random)),
         }],
         erased_ms: None,
+        expired_ms: None,
     }
 }
 

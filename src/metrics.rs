@@ -51,6 +51,11 @@ pub struct Metrics {
     pub record_held: IntGauge,
     /// Set when it is read.
     pub record_up: IntGauge,
+    /// Answers that retention took content or all from.
+    pub retention_removed: IntCounterVec,
+    /// Answers that it left alone because they are held.
+    pub retention_held: IntGauge,
+    pub record_bytes: IntGauge,
     /// What was replaced before it was stored, by rule.
     pub redacted: IntCounterVec,
     pub recorded: IntCounterVec,
@@ -213,6 +218,19 @@ impl Metrics {
                 "Choices that have ended and wait in memory until the record can be written.",
             ),
             record_up: gauge("tunegate_record_up", "1 while the record can be written, else 0."),
+            retention_removed: counters(
+                "tunegate_retention_removed_total",
+                "Answers that retention took something from: their content, or their facts.",
+                &["what"],
+            ),
+            retention_held: gauge(
+                "tunegate_retention_held",
+                "Answers that are older than is kept and stay because something names them.",
+            ),
+            record_bytes: gauge(
+                "tunegate_record_bytes",
+                "What the database uses, as of the last look of retention; 0 without retention.",
+            ),
             redacted: counters(
                 "tunegate_redacted_total",
                 "What was replaced before it was stored, by rule of --redact-rules.",

@@ -282,6 +282,15 @@ settings! {
     /// A TOML file of rules for what is replaced before anything is stored: addresses, numbers, patterns
     #[arg(long, value_name = "FILE", help_heading = "Record")]
     redact_rules: PathBuf,
+    /// Days after which the content of an answer is removed; kept for ever by default
+    #[arg(long, value_name = "DAYS", help_heading = "Record")]
+    retain_content_days: u32,
+    /// Days after which the facts of an answer are removed as well; kept for ever by default
+    #[arg(long, value_name = "DAYS", help_heading = "Record")]
+    retain_facts_days: u32,
+    /// What the database may use before content is removed, oldest first; no limit by default
+    #[arg(long, value_name = "BYTES", help_heading = "Record")]
+    retain_bytes: Bytes,
 
     /// Log lines as json or as text (default: json)
     #[arg(long, value_name = "FORMAT", value_parser = ["json", "text"], help_heading = "Log")]

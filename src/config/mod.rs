@@ -13,7 +13,7 @@ mod vllm_flags;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use layer::Layer;
-pub use record::{Durability, OnFault, RecordConfig, SplitConfig};
+pub use record::{Durability, OnFault, RecordConfig, RetentionConfig, SplitConfig};
 pub use settings::{Fault, LogFormat, Settings};
 pub use source::{
     DEFAULT_REGION, FetchConfig, FollowConfig, HubConfig, S3Keys, S3Place, Secret, SourceConfig, SourcePlace, ip_of,

@@ -22,6 +22,18 @@ pub struct RecordConfig {
     pub split: SplitConfig,
     /// A file of rules for what is replaced before it is stored.
     pub redact_rules: Option<PathBuf>,
+    pub retention: RetentionConfig,
+}
+
+/// How long what is kept. By default everything is, for ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetentionConfig {
+    /// Days after which an answer's content goes.
+    pub content_days: Option<u32>,
+    /// Days after which its facts go as well.
+    pub facts_days: Option<u32>,
+    /// What the database may use before content goes, oldest first.
+    pub max_bytes: Option<u64>,
 }
 
 /// What answers may be used for: shares of conversations, the rest is for training.
@@ -50,6 +62,7 @@ impl Default for RecordConfig {
             stall: Duration::from_secs(5),
             split: SplitConfig::default(),
             redact_rules: None,
+            retention: RetentionConfig::default(),
         }
     }
 }

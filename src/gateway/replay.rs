@@ -53,6 +53,8 @@ pub enum ReplayError {
     NotKept { id: String, policy: RecordPolicy },
     #[error("the content of '{id}' has been erased")]
     Erased { id: String },
+    #[error("the content of '{id}' was older than is kept")]
+    Expired { id: String },
     #[error("'{id}' was redacted before it was stored, so there is nothing to run again and compare")]
     Redacted { id: String },
     #[error("'{id}' asked for no tokens, so there is nothing to compare")]
@@ -117,6 +119,7 @@ impl Gateway {
             (Some(content), _) if is_redacted(completion, content) => Err(ReplayError::Redacted { id: id() }),
             (Some(content), _) => Ok(content),
             (None, Some(_)) => Err(ReplayError::Erased { id: id() }),
+            (None, None) if completion.expired_ms.is_some() => Err(ReplayError::Expired { id: id() }),
             (None, None) => Err(ReplayError::NotKept { id: id(), policy: completion.policy }),
         }
     }

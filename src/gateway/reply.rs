@@ -453,6 +453,7 @@ impl Reply {
             content: self.content.clone(),
             choices: vec![choice],
             erased_ms: None,
+            expired_ms: None,
         }
     }
 }

@@ -410,6 +410,7 @@ impl From<ReplayError> for ApiError {
             ReplayError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "completion_not_found", error).about("id"),
             ReplayError::NotKept { .. }
             | ReplayError::Erased { .. }
+            | ReplayError::Expired { .. }
             | ReplayError::Redacted { .. }
             | ReplayError::Empty { .. }
             | ReplayError::OtherBase { .. }

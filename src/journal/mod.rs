@@ -3,6 +3,8 @@
 //! Admission reserves room for each choice; whoever holds a slot can always record. A receipt resolves when the row is
 //! on disk, or with the reason why it is not.
 
+mod erase;
+mod keeper;
 mod place;
 mod redact;
 mod secret;
@@ -13,9 +15,10 @@ use std::{
     collections::VecDeque,
     sync::{Arc, atomic::Ordering, mpsc},
     thread::JoinHandle,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
+pub use erase::{Erasure, Holder};
 pub use place::{Asked, Talk};
 pub use redact::{NOT_KEPT, Place, Redactor};
 use serde_json::{Map, Value};
@@ -23,8 +26,8 @@ pub use slot::{Receipt, Slot};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 pub use crate::store::{
-    ChoiceRecord, Completion, CompletionKind, Content, Cursor, Followed, Given, ListQuery, Options, Order, Page,
-    PromptContent, Thread, Timing, as_kept,
+    Access, AccessQuery, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Deed, Followed, Given, ListQuery,
+    Options, Order, Page, PromptContent, Retained, Thread, Timing, as_kept,
 };
 use crate::{
     config::{Durability, OnFault, RecordConfig},
@@ -32,6 +35,8 @@ use crate::{
     store::{Durable, Outcome, Store, StoreError, Write},
     terms::RecordPolicy,
 };
+use erase::Gone;
+use keeper::{Keeper, Keeping, now_ms};
 use place::Splitter;
 use secret::Key;
 use slot::Word;
@@ -51,6 +56,10 @@ struct Inner {
     policy: RecordPolicy,
     secret: Key,
     redactor: Redactor,
+    gone: Gone,
+    keeper: Keeper,
+    /// Absent where everything is kept.
+    keeping: Option<Keeping>,
     splitter: Splitter,
     durability: Durability,
     on_fault: OnFault,
@@ -125,12 +134,18 @@ impl Journal {
             .name("journal".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| JournalError::Down { reason: error.to_string() })?;
+        let keeper = Keeper { store: Arc::clone(&store), config: config.retention, metrics: Arc::clone(&metrics) };
+        let keeping = keeper.clone().start().transpose();
+        let keeping = keeping.map_err(|error| JournalError::Down { reason: error.to_string() })?;
         Ok(Self(Arc::new(Inner {
             store,
             policy: config.policy,
             splitter: Splitter::new(&secret, &config.split),
             secret,
             redactor,
+            gone: Gone::default(),
+            keeper,
+            keeping,
             durability: config.durability,
             on_fault: config.on_fault,
             stall: config.stall,
@@ -241,11 +256,16 @@ impl Journal {
         self.edit(Write::Metadata { id: id.to_owned(), metadata }).await
     }
 
+    /// Takes what the settings do not keep, now, and not only when the time has come.
+    pub async fn retain(&self) -> Result<Retained, JournalError> {
+        let keeper = self.0.keeper.clone();
+        self.write_beside(move |_| keeper.pass(now_ms(), || false)).await
+    }
+
     /// Takes a listable completion's content, user, metadata and listability; the fact stays. False if there is none of
     /// this id.
     pub async fn delete(&self, id: &str) -> Result<bool, JournalError> {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.edit(Write::Erase { id: id.to_owned(), at_ms: since_epoch.as_millis() as i64 }).await
+        self.edit(Write::Erase { id: id.to_owned(), at_ms: now_ms() }).await
     }
 
     async fn edit(&self, write: Write) -> Result<bool, JournalError> {
@@ -267,6 +287,17 @@ impl Journal {
             Ok(Err(error)) => Err(JournalError::Read { reason: error.to_string() }),
             Err(error) => Err(JournalError::Read { reason: error.to_string() }),
         }
+    }
+
+    /// A write that does not go through the queue, for what is done in many small steps.
+    async fn write_beside<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let store = Arc::clone(&self.0.store);
+        let failed = |reason: String| JournalError::Write { reason };
+        let done = tokio::task::spawn_blocking(move || write(&*store)).await;
+        done.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
     }
 
     fn send(&self, write: Write, since: Instant, room: OwnedSemaphorePermit) -> Word {
@@ -293,6 +324,7 @@ impl Journal {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.keeping = None;
         self.queue = None;
         if let Some(writer) = self.writer.take() {
             // A writer that panicked has already said so by its health.

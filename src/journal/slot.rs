@@ -12,7 +12,7 @@ use tokio::{
     time::Sleep,
 };
 
-use super::{Journal, JournalError};
+use super::{Journal, JournalError, erase::without_person};
 use crate::{
     config::{Durability, OnFault},
     store::{Completion, Outcome, Write},
@@ -58,6 +58,9 @@ impl Slot {
         if std::mem::replace(&mut self.begun, true) {
             fact.content = None;
             fact.metadata = Map::new();
+        }
+        if inner.gone.includes(&fact) {
+            fact = without_person(fact);
         }
         let write = Write::Choices(Box::new(inner.redactor.admit(fact, inner.policy)));
         match (inner.durability, inner.on_fault) {

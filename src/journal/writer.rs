@@ -41,7 +41,11 @@ impl Entry {
     fn choices(&self) -> u64 {
         match &self.write {
             Write::Choices(completion) => completion.choices.len() as u64,
-            Write::Metadata { .. } | Write::Erase { .. } => 0,
+            Write::Metadata { .. }
+            | Write::Erase { .. }
+            | Write::Hold { .. }
+            | Write::Release { .. }
+            | Write::Access(_) => 0,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x7475_6e67;
 
 /// Version `i + 1` is reached by `STEPS[i]`.
-const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS, RECORD];
+const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS, RECORD, KEEPING];
 
 /// A request is one row of `completions`, each of its choices one row of `choices`. `choices.seq` grows in the order of
 /// commits. `content` alone holds what was said: role 0 is the prompt `part`, role 1 the answer of choice `part`.
@@ -139,12 +139,39 @@ ALTER TABLE completions ADD COLUMN split_by TEXT;
 ALTER TABLE completions ADD COLUMN audit_share REAL;
 ALTER TABLE completions ADD COLUMN sketch BLOB;
 ALTER TABLE completions ADD COLUMN redaction BLOB;
-CREATE INDEX completions_by_user ON completions (user) WHERE user IS NOT NULL;
+CREATE INDEX completions_by_user ON completions (user, created_ms, seq) WHERE user IS NOT NULL;
 CREATE INDEX completions_by_safety ON completions (safety_identifier) WHERE safety_identifier IS NOT NULL;
 CREATE INDEX completions_by_conversation ON completions (conversation);
 ALTER TABLE choices ADD COLUMN thread BLOB;
 CREATE INDEX choices_by_thread ON choices (thread) WHERE thread IS NOT NULL;
 ALTER TABLE content ADD COLUMN form INTEGER NOT NULL DEFAULT 0;
+";
+
+/// Which answers still have content (`kept`), when retention took it, who holds what against retention, and who has looked.
+const KEEPING: &str = "
+ALTER TABLE completions ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE completions ADD COLUMN expired_ms INTEGER;
+UPDATE completions SET kept = 1 WHERE seq IN (SELECT completion FROM content);
+CREATE INDEX completions_with_content ON completions (created_ms, seq) WHERE kept = 1;
+
+CREATE TABLE holds (
+    completion INTEGER NOT NULL REFERENCES completions,
+    holder TEXT NOT NULL,
+    PRIMARY KEY (completion, holder)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX holds_by_holder ON holds (holder);
+
+CREATE TABLE access (
+    seq INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL,
+    last_ms INTEGER NOT NULL,
+    times INTEGER NOT NULL,
+    who TEXT NOT NULL,
+    deed TEXT NOT NULL,
+    what TEXT NOT NULL
+) STRICT;
+CREATE INDEX access_by_time ON access (last_ms, seq);
+CREATE INDEX completions_by_adapter ON completions (adapter, created_ms, seq);
 ";
 
 /// Refuses a database that is not ours or that a newer build has written. Changes nothing.

@@ -4,6 +4,7 @@
 //! operation blocks.
 
 mod catalog;
+mod keeping;
 mod migrations;
 mod record;
 mod scores;
@@ -13,6 +14,7 @@ mod trial;
 use std::path::PathBuf;
 
 pub use catalog::{Changed, ManagedBy, NameChange, NameRow, OldHistory, Operation, Step};
+pub use keeping::{Access, AccessQuery, Deed, Erased, Retained, Retention};
 pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Thread, Timing};
 pub use scores::as_kept;
 use serde_json::{Map, Value};
@@ -41,6 +43,16 @@ pub trait Store: Send + Sync {
 
     /// The placement of the latest answer that the question names, in the order of its fields.
     fn placement(&self, of: &EarlierTurn<'_>) -> Result<Option<(Matched, Placement)>, StoreError>;
+
+    /// Takes what is too old or too much, up to a limit, in one transaction.
+    fn retain(&self, retention: &Retention) -> Result<Retained, StoreError>;
+
+    /// Takes content, user, metadata and listability of up to `limit` answers whose user or safety identifier is one of
+    /// `names`, and of those without either in the same conversations; the facts stay. Durable when this returns.
+    fn erase_user(&self, names: &[String], at_ms: i64, limit: usize) -> Result<Erased, StoreError>;
+
+    /// Who has looked, the latest first.
+    fn accesses(&self, query: &AccessQuery) -> Result<Vec<Access>, StoreError>;
 
     /// Every adapter name with its history, oldest step first.
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError>;
@@ -78,6 +90,13 @@ pub enum Write {
     Metadata { id: String, metadata: Map<String, Value> },
     /// Takes content, user, metadata and listability; the fact stays, with the time of erasure.
     Erase { id: String, at_ms: i64 },
+    /// Retention leaves these completions alone as long as somebody holds them; missing, and nothing is held, if one of
+    /// them is not there.
+    Hold { ids: Vec<String>, holder: String },
+    /// The holder needs none of its completions any more.
+    Release { holder: String },
+    /// Somebody has looked; once more, where the same was done a moment ago.
+    Access(Access),
 }
 
 /// What became of a transaction's writes.

@@ -64,6 +64,8 @@ pub struct Completion {
     pub choices: Vec<ChoiceRecord>,
     /// When content, user and metadata were erased, in milliseconds since the Unix epoch; `None` in a new record.
     pub erased_ms: Option<i64>,
+    /// When retention took its content, in milliseconds since the Unix epoch; `None` in a new record.
+    pub expired_ms: Option<i64>,
 }
 
 /// Which route was asked.
@@ -181,6 +183,13 @@ pub struct ChoiceRecord {
     /// Names the conversation as it stands after this answer, so that its next turn can be recognised; only under policy
     /// `full`.
     pub thread: Option<Thread>,
+}
+
+impl ChoiceRecord {
+    /// Whether it says what was said.
+    pub fn has_content(&self) -> bool {
+        self.text.is_some() || !self.scores.is_empty() || self.tool_calls.is_some()
+    }
 }
 
 /// A conversation up to and with one answer: a keyed hash of who said what.

@@ -3,6 +3,7 @@
 mod durability;
 mod faults;
 mod faulty;
+mod keeping;
 mod place;
 mod redaction;
 mod size;
@@ -111,6 +112,7 @@ fn fact(id: &str) -> Completion {
         })),
         choices: vec![choice(0)],
         erased_ms: None,
+        expired_ms: None,
     }
 }
 

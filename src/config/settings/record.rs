@@ -5,11 +5,13 @@ use std::time::Duration;
 use super::Check;
 use crate::config::{
     LimitsConfig, Secret,
-    record::{Durability, DurabilityName, GROUP, RecordConfig, SplitConfig},
+    record::{Durability, DurabilityName, GROUP, RecordConfig, RetentionConfig, SplitConfig},
 };
 
 /// No disk holds answers back for longer than this in memory.
 const MOST_GROUP_MS: u64 = 60_000;
+/// The database of an empty record, and room for some answers.
+const LEAST_BYTES: u64 = 8 << 20;
 /// A shorter one could be guessed from the rows it has split.
 const LEAST_SECRET: usize = 16;
 
@@ -33,7 +35,26 @@ impl Check<'_> {
             stall: Duration::from_millis(self.at_least("record_stall_ms", said.record_stall_ms, 5000, 1)),
             split: self.split(),
             redact_rules: self.settings.said.redact_rules.clone(),
+            retention: self.retention(),
         }
+    }
+
+    fn retention(&mut self) -> RetentionConfig {
+        let said = &self.settings.said;
+        let retention = RetentionConfig {
+            content_days: said.retain_content_days.map(|days| self.at_least("retain_content_days", Some(days), 1, 1)),
+            facts_days: said.retain_facts_days.map(|days| self.at_least("retain_facts_days", Some(days), 1, 1)),
+            max_bytes: said.retain_bytes.map(|bytes| self.bytes("retain_bytes", Some(bytes), 0, LEAST_BYTES)),
+        };
+        if let (Some(content), Some(facts)) = (retention.content_days, retention.facts_days)
+            && facts < content
+        {
+            self.fault(
+                "retain_facts_days",
+                format!("facts stay at least as long as content, {content} days; it is {facts}"),
+            );
+        }
+        retention
     }
 
     fn split(&mut self) -> SplitConfig {

@@ -1,6 +1,7 @@
 //! The store in one SQLite file.
 
 mod catalog;
+mod keep;
 mod place;
 mod read;
 mod trial;
@@ -16,8 +17,8 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Followed, ListQuery, Matched, NameChange, NameRow,
-    OldHistory, Page, Step, Store, StoreError, TrialRow, Write,
+    Access, AccessQuery, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased, Followed, ListQuery,
+    Matched, NameChange, NameRow, OldHistory, Page, Retained, Retention, Step, Store, StoreError, TrialRow, Write,
     migrations::{migrate, recognise},
 };
 use crate::terms::{Digest, Placement};
@@ -132,6 +133,30 @@ impl Store for SqliteStore {
 
     fn placement(&self, of: &EarlierTurn<'_>) -> Result<Option<(Matched, Placement)>, StoreError> {
         self.read(|connection| place::find(connection, of))
+    }
+
+    fn retain(&self, retention: &Retention) -> Result<Retained, StoreError> {
+        self.write(|connection| {
+            let retained = keep::retain(connection, retention)?;
+            if !retained.more && retained.content + retained.facts > 0 {
+                empty_log(connection)?;
+            }
+            Ok(retained)
+        })
+    }
+
+    fn erase_user(&self, names: &[String], at_ms: i64, limit: usize) -> Result<Erased, StoreError> {
+        self.write(|connection| {
+            let erased = keep::erase_user(connection, names, at_ms, limit)?;
+            if !erased.more {
+                empty_log(connection)?;
+            }
+            Ok(erased)
+        })
+    }
+
+    fn accesses(&self, query: &AccessQuery) -> Result<Vec<Access>, StoreError> {
+        self.read(|connection| keep::accesses(connection, query))
     }
 
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError> {
@@ -292,7 +317,7 @@ mod tests {
         drop(newer);
         let before = fs::read(&path).unwrap();
         let refused = SqliteStore::open(&path).err();
-        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 4, .. })), "{refused:?}");
+        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 5, .. })), "{refused:?}");
         assert_eq!(fs::read(&path).unwrap(), before);
     }
 

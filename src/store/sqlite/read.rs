@@ -220,6 +220,7 @@ fn fact(row: &Row<'_>) -> Result<Completion, StoreError> {
         content: None,
         choices: Vec::new(),
         erased_ms: row.get("erased_ms")?,
+        expired_ms: row.get("expired_ms")?,
         id,
     })
 }

@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::keep;
 use crate::store::{
     ChoiceRecord, Committed, Completion, Content, Cursor, Outcome, StoreError, Write,
     scores::{FORM, pack, pack_tokens},
@@ -31,6 +32,9 @@ fn apply(transaction: &Transaction<'_>, write: &Write) -> Result<Outcome, StoreE
         Write::Choices(completion) => record(transaction, completion),
         Write::Metadata { id, metadata } => replace_metadata(transaction, id, metadata),
         Write::Erase { id, at_ms } => erase(transaction, id, *at_ms),
+        Write::Hold { ids, holder } => keep::hold(transaction, ids, holder),
+        Write::Release { holder } => keep::release(transaction, holder),
+        Write::Access(access) => keep::note_access(transaction, access),
     }
 }
 
@@ -87,7 +91,7 @@ fn insert_answer(transaction: &Transaction<'_>, seq: i64, choice: &ChoiceRecord)
 
 fn known(transaction: &Transaction<'_>, id: &str) -> Result<Option<(i64, bool)>, StoreError> {
     let row = transaction
-        .prepare_cached("SELECT seq, erased_ms IS NULL FROM completions WHERE id = ?1")?
+        .prepare_cached("SELECT seq, erased_ms IS NULL AND expired_ms IS NULL FROM completions WHERE id = ?1")?
         .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     Ok(row)
@@ -102,12 +106,12 @@ fn insert_fact(transaction: &Transaction<'_>, completion: &Completion) -> Result
                 id, created_ms, request_id, key, kind, model, base, adapter, adapter_version, template, tokenizer,
                 sampling, seed, options, prompt_tokens, completion_tokens, cached_tokens, queue_us, first_token_us,
                 total_us, policy, stored, user, origin, build, system, adapter_us, read_us, safety_identifier,
-                conversation, conversation_by, split, split_by, audit_share, sketch, redaction
+                conversation, conversation_by, split, split_by, audit_share, sketch, redaction, kept
              ) VALUES (
                 ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11,
                 ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
                 ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29,
-                ?30, ?31, ?32, ?33, ?34, ?35, ?36
+                ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37
              )",
         )?
         .insert(params![
@@ -147,6 +151,7 @@ fn insert_fact(transaction: &Transaction<'_>, completion: &Completion) -> Result
             placement.map(|placement| placement.assignment.audit_share),
             completion.sketch.map(|sketch| sketch.to_bytes()),
             completion.redaction.as_ref().map(|digest| digest.as_bytes()),
+            completion.content.is_some() || completion.choices.iter().any(ChoiceRecord::has_content),
         ])?)
 }
 
@@ -154,7 +159,7 @@ fn update_fact(transaction: &Transaction<'_>, seq: i64, completion: &Completion)
     transaction
         .prepare_cached(
             "UPDATE completions SET prompt_tokens = ?2, completion_tokens = ?3, cached_tokens = ?4, queue_us = ?5,
-                first_token_us = ?6, total_us = ?7
+                first_token_us = ?6, total_us = ?7, kept = kept OR (?8 AND erased_ms IS NULL AND expired_ms IS NULL)
              WHERE seq = ?1",
         )?
         .execute(params![
@@ -165,6 +170,7 @@ fn update_fact(transaction: &Transaction<'_>, seq: i64, completion: &Completion)
             completion.timing.queue_us as i64,
             completion.timing.first_token_us.map(|us| us as i64),
             completion.timing.total_us as i64,
+            completion.choices.iter().any(ChoiceRecord::has_content),
         ])?;
     Ok(())
 }
@@ -229,17 +235,7 @@ fn replace_metadata(
 
 fn erase(transaction: &Transaction<'_>, id: &str, at_ms: i64) -> Result<Outcome, StoreError> {
     let Some(seq) = listed(transaction, id)? else { return Ok(Outcome::Missing) };
-    transaction.prepare_cached("DELETE FROM content WHERE completion = ?1")?.execute([seq])?;
-    transaction.prepare_cached("DELETE FROM metadata WHERE completion = ?1")?.execute([seq])?;
-    transaction
-        .prepare_cached(
-            "UPDATE completions SET stored = 0, user = NULL, safety_identifier = NULL, sketch = NULL, erased_ms = ?2,
-                options = json_remove(options, '$.stop'),
-                conversation = CASE conversation_by WHEN 'own' THEN conversation ELSE id END, conversation_by = 'own'
-             WHERE seq = ?1",
-        )?
-        .execute([seq, at_ms])?;
-    transaction.prepare_cached("UPDATE choices SET thread = NULL WHERE completion = ?1")?.execute([seq])?;
+    keep::erase_row(transaction, seq, at_ms)?;
     Ok(Outcome::Applied)
 }
 
@@ -251,6 +247,6 @@ fn listed(transaction: &Transaction<'_>, id: &str) -> Result<Option<i64>, StoreE
     Ok(seq)
 }
 
-fn json(value: &impl Serialize) -> Result<String, StoreError> {
+pub fn json(value: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()).into())
 }

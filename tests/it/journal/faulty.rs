@@ -4,8 +4,9 @@ use std::sync::{Condvar, Mutex};
 
 use tunegate::{
     store::{
-        Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Followed, ListQuery, Matched, NameChange,
-        NameRow, OldHistory, Page, SqliteStore, Step, Store, StoreError, TrialRow, Write,
+        Access, AccessQuery, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased, Followed, ListQuery,
+        Matched, NameChange, NameRow, OldHistory, Page, Retained, Retention, SqliteStore, Step, Store, StoreError,
+        TrialRow, Write,
     },
     terms::{Digest, Placement},
 };
@@ -78,6 +79,20 @@ impl Store for Faulty {
 
     fn placement(&self, of: &EarlierTurn<'_>) -> Result<Option<(Matched, Placement)>, StoreError> {
         self.store.placement(of)
+    }
+
+    fn retain(&self, retention: &Retention) -> Result<Retained, StoreError> {
+        self.gate()?;
+        self.store.retain(retention)
+    }
+
+    fn erase_user(&self, names: &[String], at_ms: i64, limit: usize) -> Result<Erased, StoreError> {
+        self.gate()?;
+        self.store.erase_user(names, at_ms, limit)
+    }
+
+    fn accesses(&self, query: &AccessQuery) -> Result<Vec<Access>, StoreError> {
+        self.store.accesses(query)
     }
 
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError> {
