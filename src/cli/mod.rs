@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod bench;
 pub mod eval;
+pub mod journal;
 mod line;
 mod operator;
 pub mod replay;
@@ -26,6 +27,7 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     Adapter(adapter::AdapterArgs),
     Eval(eval::EvalArgs),
+    Journal(Box<journal::JournalArgs>),
     Replay(Box<replay::ReplayArgs>),
     Bench(bench::BenchArgs),
 }
@@ -40,6 +42,7 @@ pub fn run(line: Vec<String>) -> ExitCode {
         Command::Serve(args) => serve::run(line::Line::of(*args)),
         Command::Adapter(args) => code(adapter::run(args)),
         Command::Eval(args) => code(eval::run(args)),
+        Command::Journal(args) => code(journal::run(*args)),
         Command::Replay(args) => replay::run(*args),
         Command::Bench(args) => code(bench::run(args)),
     }

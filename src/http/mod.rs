@@ -4,6 +4,7 @@ mod admin;
 pub mod auth;
 pub mod body;
 pub mod error;
+pub mod journal;
 pub mod limits;
 pub mod openai;
 pub mod openapi;

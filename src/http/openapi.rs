@@ -1,6 +1,7 @@
 //! GET /openapi.json: every route with its parameters, bodies and answers, for people and generators.
 
 mod adapters;
+mod journal;
 mod operations;
 mod schemas;
 

@@ -9,6 +9,7 @@ use http::Method;
 use super::{
     AppState,
     admin::adapters,
+    journal,
     openai::{create, models, stored, tokens},
     openapi, ops, replay,
 };
@@ -28,6 +29,13 @@ pub enum Route {
     Tokenize,
     Detokenize,
     Replay,
+    SearchJournal,
+    TailJournal,
+    ExportJournal,
+    ImportJournal,
+    EraseUser,
+    JournalAccess,
+    GetJournal,
     LoadAdapter,
     UnloadAdapter,
     ListAdapters,
@@ -55,6 +63,13 @@ impl Route {
         Self::Tokenize,
         Self::Detokenize,
         Self::Replay,
+        Self::SearchJournal,
+        Self::TailJournal,
+        Self::ExportJournal,
+        Self::ImportJournal,
+        Self::EraseUser,
+        Self::JournalAccess,
+        Self::GetJournal,
         Self::LoadAdapter,
         Self::UnloadAdapter,
         Self::ListAdapters,
@@ -80,6 +95,13 @@ impl Route {
             Self::Tokenize => "/tokenize",
             Self::Detokenize => "/detokenize",
             Self::Replay => "/admin/replay/{id}",
+            Self::SearchJournal => "/v1/journal",
+            Self::TailJournal => "/v1/journal/tail",
+            Self::ExportJournal => "/v1/journal/export",
+            Self::ImportJournal => "/v1/journal/import",
+            Self::EraseUser => "/v1/journal/erase",
+            Self::JournalAccess => "/v1/journal/access",
+            Self::GetJournal => "/v1/journal/{id}",
             Self::LoadAdapter => "/v1/load_lora_adapter",
             Self::UnloadAdapter => "/v1/unload_lora_adapter",
             Self::ListAdapters => "/v1/adapters",
@@ -102,6 +124,8 @@ impl Route {
             | Self::Tokenize
             | Self::Detokenize
             | Self::Replay
+            | Self::ImportJournal
+            | Self::EraseUser
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::CheckAdapter
@@ -112,6 +136,11 @@ impl Route {
             | Self::StoredMessages
             | Self::Models
             | Self::Model
+            | Self::SearchJournal
+            | Self::TailJournal
+            | Self::ExportJournal
+            | Self::JournalAccess
+            | Self::GetJournal
             | Self::ListAdapters
             | Self::GetAdapter
             | Self::Health
@@ -138,6 +167,13 @@ impl Route {
             | Self::Tokenize
             | Self::Detokenize
             | Self::Replay
+            | Self::SearchJournal
+            | Self::TailJournal
+            | Self::ExportJournal
+            | Self::ImportJournal
+            | Self::EraseUser
+            | Self::JournalAccess
+            | Self::GetJournal
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::ListAdapters
@@ -185,6 +221,13 @@ impl Route {
             Self::Tokenize => post(tokens::tokenize),
             Self::Detokenize => post(tokens::detokenize),
             Self::Replay => post(replay::create),
+            Self::SearchJournal => get(journal::search),
+            Self::TailJournal => get(journal::tail),
+            Self::ExportJournal => get(journal::export),
+            Self::ImportJournal => post(journal::import),
+            Self::EraseUser => post(journal::erase),
+            Self::JournalAccess => get(journal::access),
+            Self::GetJournal => get(journal::get),
             Self::LoadAdapter => post(adapters::load),
             Self::UnloadAdapter => post(adapters::unload),
             Self::ListAdapters => get(adapters::list),

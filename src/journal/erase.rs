@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Journal, JournalError, keeper::now_ms};
+use super::{Journal, JournalError};
 use crate::{
     store::{Access, AccessQuery, Completion, Deed, Erased, Write},
-    terms::RecordPolicy,
+    terms::{Digest, Moment, RecordPolicy},
 };
 
 /// Answers in one transaction.
@@ -64,9 +64,8 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]; then some may be erased already, and the erasure should be asked for again.
     pub async fn erase_user(&self, user: &str, who: &str) -> Result<Erasure, JournalError> {
-        let at_ms = now_ms();
-        let mut names = vec![user.to_owned(), self.redactor().identity(user).into_owned()];
-        names.dedup();
+        let at_ms = Moment::unix_ms();
+        let names = self.redactor().names(user);
         self.0.gone.add(&names, at_ms);
         // Behind whatever is on its way already.
         let what = json!({"user": self.alias(user)});
@@ -102,7 +101,7 @@ impl Journal {
     /// A user's name as it stands in the record of accesses.
     pub fn alias(&self, user: &str) -> String {
         let hash = self.0.secret.hash("alias", user.as_bytes());
-        crate::terms::Digest::from_bytes(hash).short()
+        Digest::from_bytes(hash).short()
     }
 
     /// Puts on record that somebody looks at recorded content. Durable when this returns.

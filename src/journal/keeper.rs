@@ -3,13 +3,14 @@
 use std::{
     sync::{Arc, mpsc},
     thread::JoinHandle,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use crate::{
     config::RetentionConfig,
     metrics::Metrics,
     store::{Retained, Retention, Store, StoreError},
+    terms::Moment,
 };
 
 /// How often there is a look.
@@ -47,7 +48,7 @@ impl Keeper {
 
     fn run(&self, stopped: &mpsc::Receiver<()>) {
         loop {
-            match self.pass(now_ms(), || stopped.try_recv() == Err(mpsc::TryRecvError::Disconnected)) {
+            match self.pass(Moment::unix_ms(), || stopped.try_recv() == Err(mpsc::TryRecvError::Disconnected)) {
                 Ok(_) => {}
                 // The writer of the record says so as well, and refuses if it is to.
                 Err(error) => tracing::warn!(%error, "nothing was taken from the record"),
@@ -101,8 +102,4 @@ impl Drop for Keeping {
             let _ = thread.join();
         }
     }
-}
-
-pub(super) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }

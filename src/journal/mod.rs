@@ -4,10 +4,14 @@
 //! on disk, or with the reason why it is not.
 
 mod erase;
+mod export;
+mod flat;
+mod import;
 mod keeper;
 mod place;
 mod redact;
 mod secret;
+mod shown;
 mod slot;
 mod writer;
 
@@ -19,24 +23,27 @@ use std::{
 };
 
 pub use erase::{Erasure, Holder};
+pub use export::Format;
+pub use import::{Imported, Mapping, RefusedRow, time_ms};
 pub use place::{Asked, Talk};
 pub use redact::{NOT_KEPT, Place, Redactor};
 use serde_json::{Map, Value};
+pub use shown::{View, answer};
 pub use slot::{Receipt, Slot};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 pub use crate::store::{
-    Access, AccessQuery, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Deed, Followed, Given, ListQuery,
-    Options, Order, Page, PromptContent, Retained, Thread, Timing, as_kept,
+    Access, AccessQuery, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Deed, Followed, Found, Given,
+    ListQuery, Options, Order, Page, PromptContent, Retained, Search, Thread, Timing, as_kept,
 };
 use crate::{
     config::{Durability, OnFault, RecordConfig},
     metrics::Metrics,
     store::{Durable, Outcome, Store, StoreError, Write},
-    terms::RecordPolicy,
+    terms::{Moment, RecordPolicy},
 };
 use erase::Gone;
-use keeper::{Keeper, Keeping, now_ms};
+use keeper::{Keeper, Keeping};
 use place::Splitter;
 use secret::Key;
 use slot::Word;
@@ -245,6 +252,12 @@ impl Journal {
         self.read(move |store| store.list(&query)).await
     }
 
+    /// One page of everything on record; a user is found under the name that is stored.
+    pub async fn search(&self, search: Search) -> Result<Found, JournalError> {
+        let search = self.0.redactor.search(search);
+        self.read(move |store| store.search(&search)).await
+    }
+
     /// Up to `limit` choices that became durable after `after`, in that order.
     pub async fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, JournalError> {
         self.read(move |store| store.follow(after, limit)).await
@@ -259,13 +272,13 @@ impl Journal {
     /// Takes what the settings do not keep, now, and not only when the time has come.
     pub async fn retain(&self) -> Result<Retained, JournalError> {
         let keeper = self.0.keeper.clone();
-        self.write_beside(move |_| keeper.pass(now_ms(), || false)).await
+        self.write_beside(move |_| keeper.pass(Moment::unix_ms(), || false)).await
     }
 
     /// Takes a listable completion's content, user, metadata and listability; the fact stays. False if there is none of
     /// this id.
     pub async fn delete(&self, id: &str) -> Result<bool, JournalError> {
-        self.edit(Write::Erase { id: id.to_owned(), at_ms: now_ms() }).await
+        self.edit(Write::Erase { id: id.to_owned(), at_ms: Moment::unix_ms() }).await
     }
 
     async fn edit(&self, write: Write) -> Result<bool, JournalError> {

@@ -8,6 +8,7 @@ mod keeping;
 mod migrations;
 mod record;
 mod scores;
+mod search;
 mod sqlite;
 mod trial;
 
@@ -17,6 +18,7 @@ pub use catalog::{Changed, ManagedBy, NameChange, NameRow, OldHistory, Operation
 pub use keeping::{Access, AccessQuery, Deed, Erased, Retained, Retention};
 pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Thread, Timing};
 pub use scores::as_kept;
+pub use search::{Found, Mark, Search};
 use serde_json::{Map, Value};
 pub use sqlite::SqliteStore;
 pub use trial::TrialRow;
@@ -37,6 +39,9 @@ pub trait Store: Send + Sync {
 
     /// One page of the listable completions.
     fn list(&self, query: &ListQuery) -> Result<Page, StoreError>;
+
+    /// One page of everything on record.
+    fn search(&self, search: &Search) -> Result<Found, StoreError>;
 
     /// Up to `limit` choices that became durable after `after`, in the order in which they did.
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError>;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::journal;
 use crate::http::route::Route;
 
 /// What a route takes and gives.
@@ -76,6 +77,13 @@ pub fn operation(route: Route) -> Value {
             "Run a recorded request again on its recorded versions, sampling and seed, and compare. For admins.",
             gives("Replay"),
         ),
+        Route::SearchJournal
+        | Route::TailJournal
+        | Route::ExportJournal
+        | Route::ImportJournal
+        | Route::EraseUser
+        | Route::JournalAccess
+        | Route::GetJournal => journal::operation(route),
         Route::LoadAdapter => changes(
             [
                 "loadAdapter",
@@ -126,19 +134,19 @@ pub fn operation(route: Route) -> Value {
     operation
 }
 
-fn reference(schema: &str) -> Value {
+pub(super) fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
 }
 
-fn gives(schema: &str) -> Value {
+pub(super) fn gives(schema: &str) -> Value {
     json!({"application/json": {"schema": reference(schema)}})
 }
 
-fn takes(schema: &str) -> Value {
+pub(super) fn takes(schema: &str) -> Value {
     json!({"required": true, "content": gives(schema)})
 }
 
-fn answers(content: Value) -> Value {
+pub(super) fn answers(content: Value) -> Value {
     json!({
         "200": {"description": "The answer.", "content": content},
         "4XX": {"$ref": "#/components/responses/Error"},
@@ -146,7 +154,7 @@ fn answers(content: Value) -> Value {
     })
 }
 
-fn plain(id: &str, summary: &str, content: Value) -> Value {
+pub(super) fn plain(id: &str, summary: &str, content: Value) -> Value {
     json!({"operationId": id, "summary": summary, "responses": answers(content)})
 }
 
@@ -170,7 +178,7 @@ fn asks([id, summary]: [&str; 2], schema: &str, content: Value) -> Value {
 }
 
 /// A change of what is served.
-fn changes([id, summary]: [&str; 2], schema: &str, content: Value) -> Value {
+pub(super) fn changes([id, summary]: [&str; 2], schema: &str, content: Value) -> Value {
     let mut operation = plain(id, summary, content);
     operation["requestBody"] = takes(schema);
     operation
@@ -183,16 +191,16 @@ fn spoken(schema: &str) -> Value {
     content
 }
 
-fn one_stored(operation_id: &str, summary: &str, content: Value) -> Value {
+pub(super) fn one_stored(operation_id: &str, summary: &str, content: Value) -> Value {
     let mut operation = plain(operation_id, summary, content);
     operation["parameters"] = json!([id("The completion's id, or the adapter's name.")]);
     operation
 }
 
-fn id(description: &str) -> Value {
+pub(super) fn id(description: &str) -> Value {
     json!({"name": "id", "in": "path", "required": true, "description": description, "schema": {"type": "string"}})
 }
 
-fn query(name: &str, schema: Value, description: &str) -> Value {
+pub(super) fn query(name: &str, schema: Value, description: &str) -> Value {
     json!({"name": name, "in": "query", "description": description, "schema": schema})
 }

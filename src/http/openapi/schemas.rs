@@ -33,6 +33,7 @@ pub fn all() -> Value {
     add("DetokenizeAnswer", object(json!({"prompt": text()}), &["prompt"]));
     add("Replay", replay());
     super::adapters::add(&mut add);
+    super::journal::add(&mut add);
     add("Status", object(json!({"status": {"enum": ["ok", "ready"]}}), &["status"]));
     add("Version", object(json!({"version": text()}), &["version"]));
     Value::Object(all)

@@ -4,7 +4,7 @@
 mod detect;
 mod rules;
 
-use std::{borrow::Cow, path::Path, sync::Arc};
+use std::{borrow::Cow, ops::Range, path::Path, sync::Arc};
 
 use prometheus::IntCounterVec;
 use serde_json::{Map, Value};
@@ -13,7 +13,7 @@ pub use self::rules::Place;
 use self::rules::Rules;
 use super::secret::Key;
 use crate::{
-    store::{ChoiceRecord, Completion, Content, Given, PromptContent},
+    store::{ChoiceRecord, Completion, Content, Given, PromptContent, Search},
     terms::{ConversationBy, Digest, Message, RecordPolicy},
 };
 
@@ -27,6 +27,12 @@ struct Inner {
     key: Key,
     /// By rule.
     replaced: IntCounterVec,
+}
+
+/// A find, and the rule that it is of.
+struct Span {
+    at: Range<usize>,
+    rule: usize,
 }
 
 impl Redactor {
@@ -64,16 +70,37 @@ impl Redactor {
 
     /// The text as it may be stored.
     pub fn text<'a>(&self, place: Place, text: &'a str) -> Cow<'a, str> {
-        self.replace(place, text, |replacement, _| Cow::Borrowed(replacement))
+        let found = self.spans(place, text);
+        self.count(&found);
+        self.replaced(text, found, |replacement, _| Cow::Borrowed(replacement))
     }
 
     /// A name as it may be stored: what is found is replaced by a pseudonym, so that the same name stays the same and
     /// others stay others.
     pub fn identity<'a>(&self, name: &'a str) -> Cow<'a, str> {
-        self.replace(Place::Identity, name, |replacement, found| {
+        let found = self.spans(Place::Identity, name);
+        self.count(&found);
+        self.pseudonym(name, found)
+    }
+
+    fn pseudonym<'a>(&self, name: &'a str, found: Vec<Span>) -> Cow<'a, str> {
+        self.replaced(name, found, |replacement, found| {
             let hash = Digest::from_bytes(self.0.key.hash("identity", found.as_bytes()));
             Cow::Owned(format!("{replacement}{}", hash.short()))
         })
+    }
+
+    /// Every name under which `name` may stand in the record: as it is, and as the rules leave it.
+    pub fn names(&self, name: &str) -> Vec<String> {
+        let mut names = vec![name.to_owned(), self.pseudonym(name, self.spans(Place::Identity, name)).into_owned()];
+        names.dedup();
+        names
+    }
+
+    /// The question, for users by all their names.
+    pub fn search(&self, mut search: Search) -> Search {
+        search.user = search.user.iter().flat_map(|user| self.names(user)).collect();
+        search
     }
 
     /// Every string in a JSON value, names of fields included.
@@ -111,32 +138,36 @@ impl Redactor {
         }
     }
 
-    fn replace<'a, 'r>(
+    /// What the rules find, in order. Found by an earlier rule, a span is not a later one's.
+    fn spans(&self, place: Place, text: &str) -> Vec<Span> {
+        let mut found: Vec<Span> = Vec::new();
+        let rules = self.0.rules.iter().flat_map(|rules| &rules.rules).enumerate();
+        for (rule, finder) in rules.filter(|(_, rule)| rule.holds_in(place)) {
+            let mut spans = finder.find(text);
+            spans.retain(|span| found.iter().all(|taken| span.end <= taken.at.start || taken.at.end <= span.start));
+            found.extend(spans.into_iter().map(|at| Span { at, rule }));
+        }
+        found.sort_unstable_by_key(|span| span.at.start);
+        found
+    }
+
+    fn count(&self, found: &[Span]) {
+        let rules = self.0.rules.iter().flat_map(|rules| &rules.rules).collect::<Vec<_>>();
+        found.iter().for_each(|span| self.0.replaced.with_label_values(&[&rules[span.rule].name]).inc());
+    }
+
+    fn replaced<'a, 'r>(
         &'r self,
-        place: Place,
         text: &'a str,
+        found: Vec<Span>,
         with: impl Fn(&'r str, &str) -> Cow<'r, str>,
     ) -> Cow<'a, str> {
-        let Some(rules) = &self.0.rules else { return Cow::Borrowed(text) };
-        // Found by an earlier rule, a span is not a later one's.
-        let mut found: Vec<(std::ops::Range<usize>, usize)> = Vec::new();
-        for (index, rule) in rules.rules.iter().enumerate().filter(|(_, rule)| rule.holds_in(place)) {
-            let mut spans = rule.find(text);
-            spans.retain(|span| found.iter().all(|(taken, _)| span.end <= taken.start || taken.end <= span.start));
-            if !spans.is_empty() {
-                self.0.replaced.with_label_values(&[&rule.name]).inc_by(spans.len() as u64);
-                found.extend(spans.into_iter().map(|span| (span, index)));
-            }
-        }
-        if found.is_empty() {
-            return Cow::Borrowed(text);
-        }
-        found.sort_unstable_by_key(|(span, _)| span.start);
+        let (Some(rules), false) = (&self.0.rules, found.is_empty()) else { return Cow::Borrowed(text) };
         let (mut redacted, mut kept) = (String::with_capacity(text.len()), 0);
-        for (span, rule) in found {
-            redacted.push_str(&text[kept..span.start]);
-            redacted.push_str(&with(&rules.rules[rule].replacement, &text[span.clone()]));
-            kept = span.end;
+        for Span { at, rule } in found {
+            redacted.push_str(&text[kept..at.start]);
+            redacted.push_str(&with(&rules.rules[rule].replacement, &text[at.clone()]));
+            kept = at.end;
         }
         redacted.push_str(&text[kept..]);
         Cow::Owned(redacted)

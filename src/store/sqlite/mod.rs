@@ -4,6 +4,7 @@ mod catalog;
 mod keep;
 mod place;
 mod read;
+mod search;
 mod trial;
 mod write;
 
@@ -17,8 +18,9 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Access, AccessQuery, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased, Followed, ListQuery,
-    Matched, NameChange, NameRow, OldHistory, Page, Retained, Retention, Step, Store, StoreError, TrialRow, Write,
+    Access, AccessQuery, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased, Followed, Found,
+    ListQuery, Matched, NameChange, NameRow, OldHistory, Page, Retained, Retention, Search, Step, Store, StoreError,
+    TrialRow, Write,
     migrations::{migrate, recognise},
 };
 use crate::terms::{Digest, Placement};
@@ -125,6 +127,10 @@ impl Store for SqliteStore {
 
     fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         self.read(|connection| read::list(connection, query))
+    }
+
+    fn search(&self, search: &Search) -> Result<Found, StoreError> {
+        self.read(|connection| search::search(connection, search))
     }
 
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError> {

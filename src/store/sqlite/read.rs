@@ -97,7 +97,7 @@ fn saturated(number: u64) -> i64 {
 }
 
 /// The request `seq` with all its choices, or with one.
-fn load(transaction: &Transaction<'_>, seq: i64, only: Option<u32>) -> Result<Completion, StoreError> {
+pub fn load(transaction: &Transaction<'_>, seq: i64, only: Option<u32>) -> Result<Completion, StoreError> {
     let mut completion = transaction
         .prepare_cached("SELECT * FROM completions WHERE seq = ?1")?
         .query_row([seq], |row| Ok(fact(row)))??;

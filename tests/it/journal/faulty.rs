@@ -4,9 +4,9 @@ use std::sync::{Condvar, Mutex};
 
 use tunegate::{
     store::{
-        Access, AccessQuery, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased, Followed, ListQuery,
-        Matched, NameChange, NameRow, OldHistory, Page, Retained, Retention, SqliteStore, Step, Store, StoreError,
-        TrialRow, Write,
+        Access, AccessQuery, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased, Followed, Found,
+        ListQuery, Matched, NameChange, NameRow, OldHistory, Page, Retained, Retention, Search, SqliteStore, Step,
+        Store, StoreError, TrialRow, Write,
     },
     terms::{Digest, Placement},
 };
@@ -71,6 +71,10 @@ impl Store for Faulty {
 
     fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         self.store.list(query)
+    }
+
+    fn search(&self, search: &Search) -> Result<Found, StoreError> {
+        self.store.search(search)
     }
 
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError> {
