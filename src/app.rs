@@ -20,7 +20,7 @@ use crate::{
         source::{SourceError, Sources, Watch, WatchSettings},
     },
     config::{AdapterConfig, Config, Device},
-    engine,
+    data_dir, engine,
     gateway::{
         FirstUse, Gateway, GatewaySettings, Parts, Publisher,
         publish::{PublishError, VaultLimits},
@@ -230,6 +230,10 @@ pub fn record_file(data_dir: &Path) -> PathBuf {
 pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, AppError> {
     std::fs::create_dir_all(&config.record.data_dir)
         .map_err(|error| AppError::System(format!("{}: {error}", config.record.data_dir.display())))?;
+    if data_dir::is_restoring(&config.record.data_dir) {
+        let dir = config.record.data_dir.display();
+        return Err(AppError::System(format!("a restore of {dir} was interrupted: run tunegate restore again")));
+    }
     Ok(Arc::new(SqliteStore::open(&record_file(&config.record.data_dir))?))
 }
 

@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub mod adapter;
+pub mod backup;
 pub mod bench;
 pub mod eval;
 pub mod journal;
@@ -28,6 +29,8 @@ enum Command {
     Adapter(adapter::AdapterArgs),
     Eval(eval::EvalArgs),
     Journal(Box<journal::JournalArgs>),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
     Replay(Box<replay::ReplayArgs>),
     Bench(bench::BenchArgs),
 }
@@ -43,6 +46,8 @@ pub fn run(line: Vec<String>) -> ExitCode {
         Command::Adapter(args) => code(adapter::run(args)),
         Command::Eval(args) => code(eval::run(args)),
         Command::Journal(args) => code(journal::run(*args)),
+        Command::Backup(args) => code(backup::backup(args)),
+        Command::Restore(args) => code(backup::restore(args)),
         Command::Replay(args) => replay::run(*args),
         Command::Bench(args) => code(bench::run(args)),
     }

@@ -209,3 +209,19 @@ pub async fn access(
     let data = app.gateway().journal().accesses(query).await?;
     Ok(Json(json!({"object": "list", "data": data})).into_response())
 }
+
+/// POST /v1/journal/access: puts on record that content was taken elsewhere by other means than these routes.
+pub async fn note_access(
+    State(app): State<AppState>,
+    Extension(identity): Extension<Identity>,
+    JsonBody(map): JsonBody,
+) -> Result<Response, ApiError> {
+    administrator(&identity)?;
+    let mut fields = Fields::new(map);
+    let deed = fields.word("deed", &["backup", "export"])?.and_then(|word| Deed::parse(&word));
+    let deed = deed.ok_or_else(|| ApiError::invalid("deed", "deed is needed: backup or export"))?;
+    let what = fields.object("what")?.map(Fields::into_map).unwrap_or_default();
+    params::leave(fields, app.limits(), &mut params::Form::default())?;
+    note(app.gateway().journal(), &identity, deed, what.into()).await?;
+    Ok(Json(json!({"object": "journal.access", "noted": true})).into_response())
+}

@@ -35,6 +35,7 @@ pub enum Route {
     ImportJournal,
     EraseUser,
     JournalAccess,
+    NoteAccess,
     GetJournal,
     LoadAdapter,
     UnloadAdapter,
@@ -69,6 +70,7 @@ impl Route {
         Self::ImportJournal,
         Self::EraseUser,
         Self::JournalAccess,
+        Self::NoteAccess,
         Self::GetJournal,
         Self::LoadAdapter,
         Self::UnloadAdapter,
@@ -100,7 +102,7 @@ impl Route {
             Self::ExportJournal => "/v1/journal/export",
             Self::ImportJournal => "/v1/journal/import",
             Self::EraseUser => "/v1/journal/erase",
-            Self::JournalAccess => "/v1/journal/access",
+            Self::JournalAccess | Self::NoteAccess => "/v1/journal/access",
             Self::GetJournal => "/v1/journal/{id}",
             Self::LoadAdapter => "/v1/load_lora_adapter",
             Self::UnloadAdapter => "/v1/unload_lora_adapter",
@@ -126,6 +128,7 @@ impl Route {
             | Self::Replay
             | Self::ImportJournal
             | Self::EraseUser
+            | Self::NoteAccess
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::CheckAdapter
@@ -173,6 +176,7 @@ impl Route {
             | Self::ImportJournal
             | Self::EraseUser
             | Self::JournalAccess
+            | Self::NoteAccess
             | Self::GetJournal
             | Self::LoadAdapter
             | Self::UnloadAdapter
@@ -227,6 +231,7 @@ impl Route {
             Self::ImportJournal => post(journal::import),
             Self::EraseUser => post(journal::erase),
             Self::JournalAccess => get(journal::access),
+            Self::NoteAccess => post(journal::note_access),
             Self::GetJournal => get(journal::get),
             Self::LoadAdapter => post(adapters::load),
             Self::UnloadAdapter => post(adapters::unload),

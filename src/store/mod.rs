@@ -20,7 +20,7 @@ pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Optio
 pub use scores::as_kept;
 pub use search::{Found, Mark, Search};
 use serde_json::{Map, Value};
-pub use sqlite::SqliteStore;
+pub use sqlite::{Named, SqliteStore, back_up, check};
 pub use trial::TrialRow;
 
 use crate::terms::{Digest, Placement};

@@ -86,6 +86,11 @@ pub fn operation(route: Route) -> Value {
                 query("limit", json!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 20}), "How many."),
             ],
         ),
+        Route::NoteAccess => changes(
+            ["noteJournalAccess", "Put on record that content was taken elsewhere, as by a backup. For admins."],
+            "AccessRequest",
+            gives("AccessNoted"),
+        ),
         Route::GetJournal => with(
             plain(
                 "getJournal",
@@ -204,6 +209,10 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
         "what": {"type": "object"},
     });
     add("Access", object(access, &["at_ms", "last_ms", "times", "who", "deed", "what"]));
+    let request = json!({"deed": {"enum": ["backup", "export"]}, "what": {"type": "object"}});
+    add("AccessRequest", object(request, &["deed"]));
+    let noted = json!({"object": {"const": "journal.access"}, "noted": {"const": true}});
+    add("AccessNoted", object(noted, &["object", "noted"]));
     let accesses = json!({"type": "array", "items": reference("Access")});
     let holder = object(json!({"holder": text(), "completions": count()}), &["holder", "completions"]);
     let erasure = json!({

@@ -83,6 +83,7 @@ pub fn operation(route: Route) -> Value {
         | Route::ImportJournal
         | Route::EraseUser
         | Route::JournalAccess
+        | Route::NoteAccess
         | Route::GetJournal => journal::operation(route),
         Route::LoadAdapter => changes(
             [

@@ -1,5 +1,6 @@
 //! The store in one SQLite file.
 
+mod backup;
 mod catalog;
 mod keep;
 mod place;
@@ -15,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+pub use backup::{Named, back_up, check};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
