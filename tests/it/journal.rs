@@ -1,6 +1,7 @@
 //! The record: durable before it is acknowledged, bounded, and never silent about a failure.
 
 mod durability;
+mod exported;
 mod faults;
 mod faulty;
 mod keeping;
