@@ -21,6 +21,7 @@ use crate::{
     },
     config::{AdapterConfig, Config, Device},
     data_dir, engine,
+    feedback::Flags,
     gateway::{
         FirstUse, Gateway, GatewaySettings, Parts, Publisher,
         publish::{PublishError, VaultLimits},
@@ -65,6 +66,8 @@ pub enum AppError {
     Publish(#[from] PublishError),
     #[error("the adapters' sources cannot be used: {0}")]
     Sources(#[from] SourceError),
+    #[error("the rules for flags cannot be read: {}", .0.join("; "))]
+    FlagRules(Vec<String>),
     #[error("the API keys cannot be read: {0}")]
     Keys(#[from] KeysError),
     #[error("{0}")]
@@ -85,6 +88,8 @@ pub struct Ready<'a> {
 /// A gateway with its engine, and what came up while it was built.
 pub struct Built {
     pub gateway: Gateway,
+    /// The rules that flag answers; nothing is followed yet.
+    pub flags: Flags,
     pub refused: Vec<(String, Vec<Refusal>)>,
     pub notes: Vec<String>,
     /// What stood in the folders before it was published.
@@ -145,6 +150,8 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
         Arc::clone(metrics),
     )?;
     let journal = Journal::open(store, &config.record, Arc::clone(metrics))?;
+    let flags =
+        Flags::open(config.flag_rules.clone(), journal.clone(), Arc::clone(metrics)).map_err(AppError::FlagRules)?;
     let (engine, thread) = engine::spawn(loaded.decoder, config.engine.clone(), Arc::clone(metrics));
     let trial = config.adapters.trial.then(|| Trial::new(engine.clone(), Arc::clone(&text), Arc::clone(metrics)));
     let limits = VaultLimits::from(&config.adapters);
@@ -176,7 +183,7 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
             tokenizer_threads: 2,
         },
     });
-    let built = Built { gateway, refused: Vec::new(), notes, watch, engine: thread };
+    let built = Built { gateway, flags, refused: Vec::new(), notes, watch, engine: thread };
     match built.gateway.publisher().publish_configured(&config.adapters) {
         Ok(mut refused) => {
             // A name of the catalog that a folder has put right is served after all.
@@ -300,7 +307,9 @@ pub async fn serve(
     };
     let gateway = built.gateway.clone();
     let following = built.follow(&config);
-    let router = http::router(http::AppState::new(gateway.clone(), Arc::clone(&metrics), &config, keys));
+    let flagging = built.flags.follow();
+    let app = http::AppState::new(gateway.clone(), built.flags.clone(), Arc::clone(&metrics), &config, keys);
+    let router = http::router(app);
     ready(&Ready {
         address,
         base: gateway.base_name(),
@@ -322,6 +331,7 @@ pub async fn serve(
     }));
     drain(&gateway, signals, orphaned, config.server.shutdown_timeout).await;
     drop(following);
+    drop(flagging);
     drop(stop);
     if let Err(error) = serving.await {
         tracing::error!(%error, "the listener ended by a panic");

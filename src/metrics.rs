@@ -60,6 +60,14 @@ pub struct Metrics {
     pub redacted: IntCounterVec,
     pub recorded: IntCounterVec,
     pub record_commit_seconds: Histogram,
+    /// What was said of answers, by how its target stood; `repeated`: it was known already.
+    feedback: IntCounterVec,
+    /// Answers that a rule found something in, and that it looked at, by its name.
+    pub flags: IntCounterVec,
+    pub flag_looks: IntCounterVec,
+    /// Durable answers that no rule has looked at yet.
+    pub flag_lag: IntGauge,
+    pub flag_rule_faults: IntGauge,
     pub adapters_resident: IntGauge,
     pub adapter_bytes: IntGauge,
     pub adapter_loads: IntCounterVec,
@@ -242,6 +250,18 @@ impl Metrics {
                 "One durable commit of the record, for all that waited.",
                 SECONDS,
             ),
+            feedback: counters(
+                "tunegate_feedback_total",
+                "Feedback that was accepted, by how its target stood (joined, in_flight, aside: not known; repeated).",
+                &["standing"],
+            ),
+            flags: counters("tunegate_flags_total", "Answers in which a rule found something, by rule.", &["rule"]),
+            flag_looks: counters("tunegate_flag_looks_total", "Answers that a rule has looked at, by rule.", &["rule"]),
+            flag_lag: gauge("tunegate_flag_lag", "Recorded answers that no rule has looked at yet."),
+            flag_rule_faults: gauge(
+                "tunegate_flag_rule_faults",
+                "Faults in the rules' file as it stands; the rules before it hold while there are any.",
+            ),
             adapters_resident: gauge("tunegate_adapters_resident", "Adapter versions whose weights are in memory."),
             adapter_bytes: gauge("tunegate_adapter_bytes", "Bytes of packed adapter weights in memory."),
             adapter_loads: counters("tunegate_adapter_loads_total", "Adapter loads, by outcome.", &["outcome"]),
@@ -313,6 +333,15 @@ impl Metrics {
                 version: version.clone(),
             })
         }))
+    }
+
+    /// Counts feedback by how its target stood when it came.
+    pub fn count_feedback(&self, joined: usize, in_flight: usize, aside: usize, repeated: usize) {
+        for (standing, count) in
+            [("joined", joined), ("in_flight", in_flight), ("aside", aside), ("repeated", repeated)]
+        {
+            self.feedback.with_label_values(&[standing]).inc_by(count as u64);
+        }
     }
 
     /// The whole state in Prometheus' text format, followed by vLLM's names for what schedulers read.

@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use self::offline::{Outcome, Question};
-use super::operator::Server;
+use super::operator::{Server, escaped_name};
 use crate::{
     config::{Layer, Settings},
     model_files,
@@ -200,11 +200,11 @@ fn remote(command: &AdapterCommand, json: bool, server: &Server) -> Result<Optio
         AdapterCommand::Rollback { name, to, change } => {
             let mut body = change.body();
             body.extend(to.as_ref().map(|to| ("version".to_owned(), json!(to))));
-            let path = format!("/v1/adapters/{}/rollback", escaped(name));
+            let path = format!("/v1/adapters/{}/rollback", escaped_name(name));
             server.post(&path, body.into())?.and_then(|value| done(value, shown::change))
         }
         AdapterCommand::History { name } => {
-            let path = format!("/v1/adapters/{}", escaped(name));
+            let path = format!("/v1/adapters/{}", escaped_name(name));
             server.get(&path)?.and_then(|value| done(value, shown::history))
         }
     };
@@ -239,16 +239,4 @@ impl Change {
 fn whole(path: &Path) -> String {
     let path = path.canonicalize().ok().filter(|path| path.is_dir()).unwrap_or_else(|| path.to_owned());
     path.display().to_string()
-}
-
-/// A name in a route: its slashes stay, what could mean something else is escaped.
-fn escaped(name: &str) -> String {
-    let mut path = String::new();
-    for byte in name.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'/' => path.push(char::from(byte)),
-            other => path.push_str(&format!("%{other:02X}")),
-        }
-    }
-    path
 }

@@ -4,12 +4,15 @@ pub mod adapter;
 pub mod backup;
 pub mod bench;
 pub mod eval;
+pub mod flags;
 pub mod journal;
 mod line;
 mod operator;
 pub mod replay;
+pub mod report;
 pub mod serve;
 mod started;
+mod table;
 
 use std::process::ExitCode;
 
@@ -31,6 +34,8 @@ enum Command {
     Journal(Box<journal::JournalArgs>),
     Backup(backup::BackupArgs),
     Restore(backup::RestoreArgs),
+    Flags(flags::FlagsArgs),
+    Report(report::ReportArgs),
     Replay(Box<replay::ReplayArgs>),
     Bench(bench::BenchArgs),
 }
@@ -48,6 +53,8 @@ pub fn run(line: Vec<String>) -> ExitCode {
         Command::Journal(args) => code(journal::run(*args)),
         Command::Backup(args) => code(backup::backup(args)),
         Command::Restore(args) => code(backup::restore(args)),
+        Command::Flags(args) => code(flags::run(args)),
+        Command::Report(args) => code(report::run(args)),
         Command::Replay(args) => replay::run(*args),
         Command::Bench(args) => code(bench::run(args)),
     }

@@ -80,6 +80,16 @@ impl Server {
         }
     }
 
+    /// As [`Server::get`], whatever text it is.
+    ///
+    /// # Errors
+    /// As [`Server::get`].
+    pub fn text(&self, path: &str) -> Result<Option<String>, String> {
+        let body = self.ask("GET", path, None)?;
+        body.map(|body| String::from_utf8(body.to_vec()).map_err(|error| format!("the server's answer: {error}")))
+            .transpose()
+    }
+
     fn json(&self, method: &str, path: &str, body: Option<Value>) -> Result<Option<Value>, String> {
         let Some(body) = self.ask(method, path, body)? else { return Ok(None) };
         serde_json::from_slice(&body).map(Some).map_err(|error| format!("the server's answer: {error}"))
@@ -103,6 +113,11 @@ fn refusal(body: &[u8], whose: &str) -> String {
         Ok(refused) => refused.error.message,
         Err(_) => format!("{whose} answered no words of ours"),
     }
+}
+
+/// An adapter's name in a route: its slashes stay, what could mean something else is escaped.
+pub fn escaped_name(name: &str) -> String {
+    name.split('/').map(escaped).collect::<Vec<_>>().join("/")
 }
 
 /// A part of a path or query, each byte that could mean something else escaped.

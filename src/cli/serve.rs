@@ -17,6 +17,7 @@ use crate::{
     app::{self, Ready},
     config::{Config, Fault, Layer, LogFormat, Settings, vllm},
     data_dir::DataDir,
+    feedback::RuleSet,
     http::auth::{Keys, KeysError},
     journal::Redactor,
     model::{self, ModelSource},
@@ -107,6 +108,7 @@ fn checked(settings: &Settings, model: Result<PathBuf, Fault>) -> Result<Config,
     };
     faults.extend(fault_of_keys(settings));
     faults.extend(fault_of_rules(settings));
+    faults.extend(faults_of_rules(settings));
     match settings.settle(model) {
         Ok(config) if faults.is_empty() => Ok(config),
         config => {
@@ -138,6 +140,11 @@ fn fault_of_keys(settings: &Settings) -> Option<Fault> {
 fn fault_of_rules(settings: &Settings) -> Option<Fault> {
     let reason = Redactor::check(settings.said.redact_rules.as_deref()?).err()?;
     Some(Fault { place: settings.place("redact_rules"), reason })
+}
+
+fn faults_of_rules(settings: &Settings) -> Vec<Fault> {
+    let faults = RuleSet::of(&settings.flag_rules()).err().unwrap_or_default();
+    faults.into_iter().map(|reason| Fault { place: settings.place("flag_rules"), reason }).collect()
 }
 
 const NO_MODEL: &str = "no model is given: name a folder, a GGUF file or a hub id (`make run` fetches a small one)";

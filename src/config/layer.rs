@@ -291,6 +291,10 @@ settings! {
     /// What the database may use before content is removed, oldest first; no limit by default
     #[arg(long, value_name = "BYTES", help_heading = "Record")]
     retain_bytes: Bytes,
+    /// Rules that flag answers: a TOML file, read again when it changes; `default` for those that come with the program, or `none`
+    /// (default: default)
+    #[arg(long, value_name = "FILE", help_heading = "Record")]
+    flag_rules: String,
 
     /// Log lines as json or as text (default: json)
     #[arg(long, value_name = "FORMAT", value_parser = ["json", "text"], help_heading = "Log")]

@@ -122,6 +122,18 @@ impl Default for AdapterConfig {
     }
 }
 
+/// The rules that flag answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum FlagRules {
+    /// Those that come with the program.
+    #[default]
+    Default,
+    /// No answer is flagged.
+    None,
+    /// A TOML file, read again when it changes.
+    File(PathBuf),
+}
+
 /// What is wrong with a request before anybody looks at its meaning.
 #[derive(Clone, Debug)]
 pub struct LimitsConfig {
@@ -273,5 +285,6 @@ pub struct Config {
     pub engine: EngineConfig,
     pub adapters: AdapterConfig,
     pub record: RecordConfig,
+    pub flag_rules: FlagRules,
     pub limits: LimitsConfig,
 }

@@ -15,7 +15,8 @@ use clap::{Args, FromArgMatches};
 use serde::Deserialize;
 
 use super::{
-    AdminConfig, Config, CpuConfig, Device, EngineConfig, Instructions, Layer, LimitsConfig, ModelConfig, ServerConfig,
+    AdminConfig, Config, CpuConfig, Device, EngineConfig, FlagRules, Instructions, Layer, LimitsConfig, ModelConfig,
+    ServerConfig,
     value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens},
 };
 
@@ -165,11 +166,21 @@ impl Settings {
             model: check.model(model),
             adapters: check.adapters(),
             record: check.record(&limits),
+            flag_rules: self.flag_rules(),
             limits,
             engine,
         };
         check.log();
         if check.faults.is_empty() { Ok(config) } else { Err(check.faults) }
+    }
+
+    /// The rules that flag answers. Whether they can be read is for whoever reads them to say.
+    pub fn flag_rules(&self) -> FlagRules {
+        match self.said.flag_rules.as_deref() {
+            None | Some("default") => FlagRules::Default,
+            Some("none") => FlagRules::None,
+            Some(path) => FlagRules::File(path.into()),
+        }
     }
 
     pub fn data_dir(&self) -> PathBuf {

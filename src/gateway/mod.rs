@@ -13,8 +13,9 @@ mod route;
 pub mod trial;
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -89,6 +90,8 @@ struct Inner {
     cut_off: watch::Sender<bool>,
     /// Answers under way.
     running: watch::Sender<usize>,
+    /// The same by id, with the keys that asked.
+    in_flight: Mutex<HashMap<String, Option<String>>>,
     /// How names stand to folders and to the file of desired adapters.
     reports: watch::Sender<Report>,
 }
@@ -99,7 +102,15 @@ impl Gateway {
         let cut_off = watch::Sender::new(false);
         let running = watch::Sender::new(0);
         let reports = watch::Sender::new(Report::default());
-        Self(Arc::new(Inner { parts, tokenizing, draining: AtomicBool::new(false), cut_off, running, reports }))
+        Self(Arc::new(Inner {
+            parts,
+            tokenizing,
+            draining: AtomicBool::new(false),
+            cut_off,
+            running,
+            in_flight: Mutex::default(),
+            reports,
+        }))
     }
 
     /// Takes a request to the point where its answer begins. Everything that can be refused is refused here.
@@ -174,9 +185,20 @@ impl Gateway {
         self.0.cut_off.send_replace(true);
     }
 
-    fn count_running(&self) -> Running {
+    /// Counts the answer `id` as under way until what this gives is dropped.
+    fn count_running(&self, id: &str, key: Option<&str>) -> Running {
         self.0.running.send_modify(|running| *running += 1);
-        Running(self.clone())
+        self.in_flight_ids().insert(id.to_owned(), key.map(str::to_owned));
+        Running { gateway: self.clone(), id: id.to_owned() }
+    }
+
+    /// Whether an answer of this id is under way, or on its way to the record, that `key` may see; `None` may see all.
+    pub fn is_in_flight(&self, id: &str, key: Option<&str>) -> bool {
+        self.in_flight_ids().get(id).is_some_and(|owner| key.is_none() || owner.as_deref() == key)
+    }
+
+    fn in_flight_ids(&self) -> MutexGuard<'_, HashMap<String, Option<String>>> {
+        self.0.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks for a name that is not known, where that is switched on; true if it is served now.
@@ -240,10 +262,14 @@ impl Gateway {
 }
 
 /// Counts one answer under way for as long as it lives.
-struct Running(Gateway);
+struct Running {
+    gateway: Gateway,
+    id: String,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.0.running.send_modify(|running| *running -= 1);
+        self.gateway.in_flight_ids().remove(&self.id);
+        self.gateway.0.running.send_modify(|running| *running -= 1);
     }
 }

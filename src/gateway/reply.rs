@@ -107,7 +107,7 @@ pub(super) async fn begin(gateway: &Gateway, question: Question, slot: Slot) -> 
         timing: question.timing,
         finished: 0,
         done: false,
-        _running: gateway.count_running(),
+        _running: gateway.count_running(&question.ask.id, question.ask.caller.key.as_deref()),
         gateway: gateway.clone(),
         question,
         slot,

@@ -27,11 +27,7 @@ where
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let limits = Arc::<LimitsConfig>::from_ref(state);
-        let (parts, body) = request.into_parts();
-        is_json(&parts.headers)?;
-        let bytes = read(&parts.headers, body, &limits).await?;
-        match parse(&bytes)? {
+        match JsonAny::from_request(request, state).await?.0 {
             Value::Object(fields) => Ok(Self(fields)),
             other => Err(ApiError::new(
                 StatusCode::BAD_REQUEST,
@@ -39,6 +35,26 @@ where
                 format!("the body must be a JSON object; it is {}", kind(&other)),
             )),
         }
+    }
+}
+
+/// The JSON that a request carries, whatever its kind.
+#[derive(Debug)]
+pub struct JsonAny(pub Value);
+
+impl<S> FromRequest<S> for JsonAny
+where
+    S: Send + Sync,
+    Arc<LimitsConfig>: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let limits = Arc::<LimitsConfig>::from_ref(state);
+        let (parts, body) = request.into_parts();
+        is_json(&parts.headers)?;
+        let bytes = read(&parts.headers, body, &limits).await?;
+        parse(&bytes).map(Self)
     }
 }
 

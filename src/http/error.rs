@@ -13,8 +13,9 @@ use serde::Serialize;
 use crate::{
     adapters::{AdapterError, Refusal, RootsError, source::SourceError},
     engine::{EngineFault, SubmitError},
+    feedback::{AgainError, report::ReportError},
     gateway::{AskError, ReplayError, ReplyError, publish::PublishError},
-    journal::JournalError,
+    journal::{FeedbackError, JournalError},
     text::TextError,
 };
 
@@ -376,6 +377,44 @@ impl From<JournalError> for ApiError {
             }
             JournalError::Secret { reason } | JournalError::Rules { reason } => Self::record_unavailable(reason),
             JournalError::UnknownCursor { .. } => Self::invalid("after", error),
+        }
+    }
+}
+
+impl From<FeedbackError> for ApiError {
+    fn from(error: FeedbackError) -> Self {
+        match error {
+            FeedbackError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "feedback_conflict", error).about("id"),
+            FeedbackError::NotKept { field, .. } => {
+                Self::new(StatusCode::FORBIDDEN, "content_not_recorded", error).about(field)
+            }
+            FeedbackError::Journal(error) => error.into(),
+        }
+    }
+}
+
+impl From<AgainError> for ApiError {
+    fn from(error: AgainError) -> Self {
+        match error {
+            AgainError::Busy { .. } => Self::new(StatusCode::CONFLICT, "flag_rules_busy", error),
+            AgainError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "flag_rule_not_found", error).about("rules"),
+            AgainError::Journal(error) => error.into(),
+        }
+    }
+}
+
+impl From<ReportError> for ApiError {
+    fn from(error: ReportError) -> Self {
+        match error {
+            ReportError::Nothing { .. } => Self::new(StatusCode::NOT_FOUND, "nothing_to_report", error).about("id"),
+            ReportError::One { .. } => Self::new(StatusCode::CONFLICT, "nothing_to_compare", error).about("versions"),
+            ReportError::Unknown { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "version_not_found", error).about("versions")
+            }
+            ReportError::Ambiguous { .. } => {
+                Self::new(StatusCode::BAD_REQUEST, "ambiguous_version", error).about("versions")
+            }
+            ReportError::Journal(error) => error.into(),
         }
     }
 }

@@ -4,6 +4,7 @@ mod admin;
 pub mod auth;
 pub mod body;
 pub mod error;
+mod feedback;
 pub mod journal;
 pub mod limits;
 pub mod openai;
@@ -39,6 +40,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     config::{Config, LimitsConfig},
+    feedback::Flags,
     gateway::Gateway,
     metrics::Metrics,
 };
@@ -49,6 +51,7 @@ pub struct AppState(Arc<Inner>);
 
 struct Inner {
     gateway: Gateway,
+    flags: Flags,
     metrics: Arc<Metrics>,
     limits: Arc<LimitsConfig>,
     keys: Arc<Keys>,
@@ -69,7 +72,7 @@ struct Inner {
 const NAMED_FIELDS: usize = 1024;
 
 impl AppState {
-    pub fn new(gateway: Gateway, metrics: Arc<Metrics>, config: &Config, keys: Arc<Keys>) -> Self {
+    pub fn new(gateway: Gateway, flags: Flags, metrics: Arc<Metrics>, config: &Config, keys: Arc<Keys>) -> Self {
         if keys.is_empty() && !keys.loopback_only() {
             tracing::warn!(
                 "anybody who can connect may ask: this server listens beyond this machine and has no API key (--api-key)"
@@ -78,6 +81,7 @@ impl AppState {
         Self(Arc::new(Inner {
             tokenizing: Arc::new(Semaphore::new(gateway.settings().tokenizer_threads.max(1))),
             gateway,
+            flags,
             metrics,
             limits: Arc::new(config.limits.clone()),
             keys,
@@ -91,6 +95,11 @@ impl AppState {
 
     pub fn gateway(&self) -> &Gateway {
         &self.0.gateway
+    }
+
+    /// The rules that flag answers.
+    pub fn flags(&self) -> &Flags {
+        &self.0.flags
     }
 
     pub fn metrics(&self) -> &Arc<Metrics> {

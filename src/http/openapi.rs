@@ -1,8 +1,11 @@
 //! GET /openapi.json: every route with its parameters, bodies and answers, for people and generators.
 
 mod adapters;
+mod feedback;
+mod flags;
 mod journal;
 mod operations;
+mod report;
 mod schemas;
 
 use std::sync::LazyLock;
@@ -26,6 +29,8 @@ pub fn whole() -> Value {
         let path = paths.entry(route.shown_path()).or_insert_with(|| json!({}));
         path[route.method().as_str().to_ascii_lowercase()] = operations::operation(route);
     }
+    // Served by the route of one adapter, whose name may hold slashes.
+    paths.insert("/v1/adapters/{id}/report".to_owned(), json!({"get": report::operation()}));
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -120,7 +125,7 @@ mod tests {
         }
         let described: usize =
             document["paths"].as_object().unwrap().values().map(|path| path.as_object().unwrap().len()).sum();
-        assert_eq!(described, Route::ALL.len());
+        assert_eq!(described, Route::ALL.len() + 1, "and the report");
     }
 
     #[test]

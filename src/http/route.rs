@@ -8,8 +8,8 @@ use http::Method;
 
 use super::{
     AppState,
-    admin::adapters,
-    journal,
+    admin::{adapters, flags},
+    feedback, journal,
     openai::{create, models, stored, tokens},
     openapi, ops, replay,
 };
@@ -37,6 +37,16 @@ pub enum Route {
     JournalAccess,
     NoteAccess,
     GetJournal,
+    GiveFeedback,
+    ListFeedback,
+    GetFeedback,
+    RetractFeedback,
+    ListFlags,
+    GetFlag,
+    ResolveFlag,
+    FlagRules,
+    TryFlagRules,
+    ApplyFlagRules,
     LoadAdapter,
     UnloadAdapter,
     ListAdapters,
@@ -72,6 +82,16 @@ impl Route {
         Self::JournalAccess,
         Self::NoteAccess,
         Self::GetJournal,
+        Self::GiveFeedback,
+        Self::ListFeedback,
+        Self::GetFeedback,
+        Self::RetractFeedback,
+        Self::ListFlags,
+        Self::GetFlag,
+        Self::ResolveFlag,
+        Self::FlagRules,
+        Self::TryFlagRules,
+        Self::ApplyFlagRules,
         Self::LoadAdapter,
         Self::UnloadAdapter,
         Self::ListAdapters,
@@ -104,6 +124,13 @@ impl Route {
             Self::EraseUser => "/v1/journal/erase",
             Self::JournalAccess | Self::NoteAccess => "/v1/journal/access",
             Self::GetJournal => "/v1/journal/{id}",
+            Self::GiveFeedback | Self::ListFeedback => "/v1/feedback",
+            Self::GetFeedback | Self::RetractFeedback => "/v1/feedback/{id}",
+            Self::ListFlags => "/v1/flags",
+            Self::GetFlag | Self::ResolveFlag => "/v1/flags/{id}",
+            Self::FlagRules => "/v1/flag-rules",
+            Self::TryFlagRules => "/v1/flag-rules/try",
+            Self::ApplyFlagRules => "/v1/flag-rules/apply",
             Self::LoadAdapter => "/v1/load_lora_adapter",
             Self::UnloadAdapter => "/v1/unload_lora_adapter",
             Self::ListAdapters => "/v1/adapters",
@@ -129,12 +156,21 @@ impl Route {
             | Self::ImportJournal
             | Self::EraseUser
             | Self::NoteAccess
+            | Self::GiveFeedback
+            | Self::ResolveFlag
+            | Self::TryFlagRules
+            | Self::ApplyFlagRules
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::CheckAdapter
             | Self::RollbackAdapter => Method::POST,
-            Self::DeleteStored => Method::DELETE,
+            Self::DeleteStored | Self::RetractFeedback => Method::DELETE,
             Self::ListStored
+            | Self::ListFeedback
+            | Self::GetFeedback
+            | Self::ListFlags
+            | Self::GetFlag
+            | Self::FlagRules
             | Self::GetStored
             | Self::StoredMessages
             | Self::Models
@@ -178,6 +214,16 @@ impl Route {
             | Self::JournalAccess
             | Self::NoteAccess
             | Self::GetJournal
+            | Self::GiveFeedback
+            | Self::ListFeedback
+            | Self::GetFeedback
+            | Self::RetractFeedback
+            | Self::ListFlags
+            | Self::GetFlag
+            | Self::ResolveFlag
+            | Self::FlagRules
+            | Self::TryFlagRules
+            | Self::ApplyFlagRules
             | Self::LoadAdapter
             | Self::UnloadAdapter
             | Self::ListAdapters
@@ -233,6 +279,16 @@ impl Route {
             Self::JournalAccess => get(journal::access),
             Self::NoteAccess => post(journal::note_access),
             Self::GetJournal => get(journal::get),
+            Self::GiveFeedback => post(feedback::give),
+            Self::ListFeedback => get(feedback::list),
+            Self::GetFeedback => get(feedback::get),
+            Self::RetractFeedback => delete(feedback::retract),
+            Self::ListFlags => get(flags::list),
+            Self::GetFlag => get(flags::get),
+            Self::ResolveFlag => post(flags::resolve),
+            Self::FlagRules => get(flags::rules),
+            Self::TryFlagRules => post(flags::try_rules),
+            Self::ApplyFlagRules => post(flags::apply),
             Self::LoadAdapter => post(adapters::load),
             Self::UnloadAdapter => post(adapters::unload),
             Self::ListAdapters => get(adapters::list),

@@ -5,11 +5,14 @@
 
 mod erase;
 mod export;
+mod feedback;
+mod flags;
 mod flat;
 mod import;
 mod keeper;
 mod place;
 mod redact;
+mod report;
 mod secret;
 mod shown;
 mod slot;
@@ -24,17 +27,21 @@ use std::{
 
 pub use erase::{Erasure, Holder};
 pub use export::Format;
+pub use feedback::FeedbackError;
 pub use import::{Imported, Mapping, RefusedRow, time_ms};
 pub use place::{Asked, Talk};
-pub use redact::{NOT_KEPT, Place, Redactor};
+pub use redact::{Detector, NOT_KEPT, Place, Redactor};
 use serde_json::{Map, Value};
 pub use shown::{View, answer};
 pub use slot::{Receipt, Slot};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 pub use crate::store::{
-    Access, AccessQuery, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Deed, Followed, Found, Given,
-    ListQuery, Options, Order, Page, PromptContent, Retained, Search, Thread, Timing, as_kept,
+    Accepted, Access, AccessQuery, AnswerFact, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Deed,
+    Feedback, FeedbackPage, FeedbackQuery, FlagMark, FlagPage, FlagQuery, FlagState, Followed, Followup, Found, Given,
+    JudgedAnswer, Judgement, KeptFeedback, KeptFlag, KeptRule, ListQuery, Measure, NewFlag, Options, Order, Page,
+    PromptContent, ReferenceAnswer, Resolved, Retained, RuleRow, Said, Search, Served, Source, Standing, Target,
+    TargetKind, Thread, Timing, Verdict, as_kept,
 };
 use crate::{
     config::{Durability, OnFault, RecordConfig},
@@ -106,7 +113,7 @@ pub enum JournalError {
     Secret { reason: String },
     #[error("the rules of redaction cannot be used: {reason}")]
     Rules { reason: String },
-    #[error("there is no completion '{after}' to list after")]
+    #[error("there is no '{after}' to list after")]
     UnknownCursor { after: String },
 }
 
@@ -282,11 +289,16 @@ impl Journal {
     }
 
     async fn edit(&self, write: Write) -> Result<bool, JournalError> {
-        let room = Arc::clone(&self.0.edits).acquire_owned().await.map_err(|_| stopped())?;
-        match self.send(write, Instant::now(), room).await.map_err(|_| stopped())?? {
-            Outcome::Applied => Ok(true),
-            Outcome::Missing | Outcome::Duplicate => Ok(false),
+        match self.edited(write).await? {
+            Outcome::Applied | Outcome::Accepted(_) => Ok(true),
+            Outcome::Missing | Outcome::Duplicate | Outcome::Conflict { .. } => Ok(false),
         }
+    }
+
+    /// What became of a write, once that is durable.
+    async fn edited(&self, write: Write) -> Result<Outcome, JournalError> {
+        let room = Arc::clone(&self.0.edits).acquire_owned().await.map_err(|_| stopped())?;
+        self.send(write, Instant::now(), room).await.map_err(|_| stopped())?
     }
 
     async fn read<T: Send + 'static>(

@@ -116,6 +116,6 @@ fn read(
     Ok(match word.map_err(|_| super::stopped())?? {
         Outcome::Applied => Ok(()),
         Outcome::Duplicate => Err(twice()),
-        Outcome::Missing => Err(nothing()),
+        Outcome::Missing | Outcome::Accepted(_) | Outcome::Conflict { .. } => Err(nothing()),
     })
 }

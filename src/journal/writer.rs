@@ -217,12 +217,15 @@ impl Writer {
 
     fn settle(&self, entry: Entry, outcome: Outcome) {
         let Entry { write, since, room, acknowledge } = entry;
+        if let Outcome::Accepted(accepted) = outcome {
+            self.metrics.count_feedback(accepted.joined, accepted.in_flight, accepted.aside, accepted.repeated);
+        }
         if let Write::Choices(completion) = &write {
             match outcome {
                 Outcome::Applied => self.count_recorded(completion, since),
                 // What failed once may have reached the disk all the same.
                 Outcome::Duplicate if acknowledge.is_none() => {}
-                Outcome::Duplicate | Outcome::Missing => {
+                Outcome::Duplicate | Outcome::Missing | Outcome::Accepted(_) | Outcome::Conflict { .. } => {
                     self.metrics.record_failures.inc_by(completion.choices.len() as u64);
                 }
             }

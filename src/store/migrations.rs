@@ -10,7 +10,7 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x7475_6e67;
 
 /// Version `i + 1` is reached by `STEPS[i]`.
-const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS, RECORD, KEEPING];
+const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS, RECORD, KEEPING, FEEDBACK, FLAGS];
 
 /// A request is one row of `completions`, each of its choices one row of `choices`. `choices.seq` grows in the order of
 /// commits. `content` alone holds what was said: role 0 is the prompt `part`, role 1 the answer of choice `part`.
@@ -174,6 +174,141 @@ CREATE INDEX access_by_time ON access (last_ms, seq);
 CREATE INDEX completions_by_adapter ON completions (adapter, created_ms, seq);
 ";
 
+/// `served` numbers what has answered: a base with a version of an adapter, or alone. `measures` has the figures of each choice
+/// again, one version's together, so that a report reads one run of pages. Choices from before this step have no
+/// log-probabilities there.
+///
+/// `feedback` has one row for each judgement, in the order in which they were accepted. `target` is the id of a completion, a
+/// conversation or a user, which may not be on record (yet); `arrived` is how it stood when the judgement came; `completion`
+/// and `served` are set when its answer is on record. Erasure empties words, tags, author and digest; that there was a
+/// correction stays.
+const FEEDBACK: &str = "
+CREATE TABLE served (
+    served INTEGER PRIMARY KEY,
+    base BLOB NOT NULL,
+    adapter TEXT,
+    version BLOB
+) STRICT;
+CREATE UNIQUE INDEX served_by_version ON served (coalesce(version, x''), coalesce(adapter, ''), base);
+CREATE INDEX served_by_adapter ON served (adapter);
+
+CREATE TABLE measures (
+    served INTEGER NOT NULL REFERENCES served,
+    choice INTEGER NOT NULL,
+    completion INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    ending TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    mean_logprob REAL,
+    min_logprob REAL,
+    first_token_us INTEGER,
+    total_us INTEGER NOT NULL,
+    PRIMARY KEY (served, choice)
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO served (base, adapter, version) SELECT DISTINCT base, adapter, adapter_version FROM completions;
+INSERT INTO measures
+    SELECT s.served, x.seq, c.seq, x.position, c.created_ms, x.ending, c.prompt_tokens, x.tokens, NULL, NULL,
+        c.first_token_us, c.total_us
+    FROM choices AS x
+    JOIN completions AS c ON c.seq = x.completion
+    JOIN served AS s ON s.base = c.base AND s.adapter IS c.adapter AND s.version IS c.adapter_version
+    WHERE c.origin = 'served';
+
+CREATE TABLE feedback (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    client_id TEXT,
+    at_ms INTEGER NOT NULL,
+    target_kind TEXT NOT NULL,
+    target TEXT NOT NULL,
+    choice INTEGER,
+    completion INTEGER REFERENCES completions,
+    served INTEGER REFERENCES served,
+    name TEXT NOT NULL,
+    number REAL,
+    category TEXT,
+    is_boolean INTEGER NOT NULL,
+    comment TEXT,
+    correction TEXT,
+    corrects INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    author TEXT,
+    key TEXT,
+    any_key INTEGER NOT NULL,
+    tags TEXT NOT NULL,
+    digest BLOB,
+    arrived TEXT NOT NULL,
+    retracted_ms INTEGER,
+    erased_ms INTEGER
+) STRICT;
+CREATE INDEX feedback_by_target ON feedback (target, target_kind, seq);
+CREATE INDEX feedback_by_name ON feedback (name, seq);
+CREATE INDEX feedback_by_key ON feedback (key, seq);
+CREATE INDEX feedback_by_answer ON feedback (completion) WHERE completion IS NOT NULL;
+CREATE INDEX feedback_by_version ON feedback (served, completion) WHERE served IS NOT NULL;
+CREATE INDEX feedback_without_answer ON feedback (arrived, seq) WHERE completion IS NULL;
+CREATE INDEX feedback_that_waits ON feedback (target) WHERE completion IS NULL AND target_kind = 'answer';
+CREATE INDEX completions_by_user_and_time ON completions (user, created_ms) WHERE user IS NOT NULL;
+";
+
+/// `followers` says how far each follower of the record has come; answers from before this step are flagged when somebody asks for
+/// that. A version of a rule is one row of `flag_rules`, with counts of
+/// its flags; `flag_spans` are the stretches of `choices.seq` that it has looked at. A choice has one flag of each version at most.
+const FLAGS: &str = "
+CREATE TABLE followers (
+    name TEXT PRIMARY KEY,
+    cursor INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO followers SELECT 'flags', coalesce(max(seq), 0) FROM choices;
+
+CREATE TABLE flag_rules (
+    rule INTEGER PRIMARY KEY,
+    version BLOB NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    definition TEXT NOT NULL,
+    since_ms INTEGER NOT NULL,
+    flags INTEGER NOT NULL DEFAULT 0,
+    confirmed INTEGER NOT NULL DEFAULT 0,
+    dismissed INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE TABLE flag_spans (
+    rule INTEGER NOT NULL REFERENCES flag_rules,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    PRIMARY KEY (rule, first, last)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE flags (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    choice INTEGER NOT NULL REFERENCES choices,
+    completion INTEGER NOT NULL REFERENCES completions,
+    rule INTEGER NOT NULL REFERENCES flag_rules,
+    served INTEGER NOT NULL REFERENCES served,
+    adapter TEXT,
+    name TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    value REAL,
+    verdict TEXT,
+    resolved_ms INTEGER,
+    resolved_by TEXT,
+    note TEXT,
+    UNIQUE (choice, rule)
+) STRICT;
+CREATE INDEX flags_by_completion ON flags (completion, seq);
+CREATE INDEX flags_by_rule ON flags (name, seq);
+CREATE INDEX flags_by_adapter ON flags (adapter, seq);
+CREATE INDEX flags_by_version ON flags (served, rule, choice);
+CREATE INDEX open_flags ON flags (seq) WHERE verdict IS NULL;
+CREATE INDEX open_flags_by_rule ON flags (name, seq) WHERE verdict IS NULL;
+CREATE INDEX open_flags_by_adapter ON flags (adapter, seq) WHERE verdict IS NULL;
+CREATE INDEX resolved_flags ON flags (verdict, seq) WHERE verdict IS NOT NULL;
+";
+
 /// Refuses a database that is not ours or that a newer build has written. Changes nothing.
 ///
 /// # Errors
@@ -217,4 +352,35 @@ pub fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreErro
 
 fn version(connection: &Connection) -> Result<i64, StoreError> {
     Ok(connection.query_row("SELECT coalesce(max(version), 0) FROM schema", [], |row| row.get(0))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_from_before_flags_is_followed_from_its_end_and_measured_from_its_beginning() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        connection
+            .execute_batch("CREATE TABLE schema (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL) STRICT")
+            .unwrap();
+        for (version, step) in (1..).zip(&STEPS[..3]) {
+            connection.execute_batch(step).unwrap();
+            connection.execute("INSERT INTO schema VALUES (?1, 'then')", [version]).unwrap();
+        }
+        connection
+            .execute_batch(
+                "INSERT INTO completions VALUES
+                    (1, 'a', 5, 'r', NULL, 'chat', 'm', x'00', 'poet', x'01', NULL, x'02', '{}', 0, '{}', 7, 2, 0, 1, 3, 9, 'full', 0, NULL, NULL),
+                    (2, 'b', 6, 'r', NULL, 'chat', 'm', x'00', NULL, NULL, NULL, x'02', '{}', 0, '{}', 8, 2, 0, 1, 3, 9, 'full', 0, NULL, NULL);
+                 INSERT INTO choices VALUES (1, 1, 0, 'stop', 2, NULL), (2, 1, 1, 'length', 3, NULL), (3, 2, 0, 'stop', 4, NULL);",
+            )
+            .unwrap();
+        migrate(&mut connection, "memory".as_ref()).unwrap();
+        let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(number("SELECT cursor FROM followers WHERE name = 'flags'"), 3);
+        assert_eq!((number("SELECT count(*) FROM served"), number("SELECT count(*) FROM measures")), (2, 3));
+        assert_eq!(number("SELECT tokens FROM measures JOIN served USING (served) WHERE adapter IS NULL"), 4);
+    }
 }

@@ -4,9 +4,12 @@
 //! operation blocks.
 
 mod catalog;
+mod feedback;
+mod flags;
 mod keeping;
 mod migrations;
 mod record;
+mod report;
 mod scores;
 mod search;
 mod sqlite;
@@ -15,8 +18,16 @@ mod trial;
 use std::path::PathBuf;
 
 pub use catalog::{Changed, ManagedBy, NameChange, NameRow, OldHistory, Operation, Step};
+pub use feedback::{
+    Accepted, Feedback, FeedbackPage, FeedbackQuery, JudgedAnswer, Judgement, KeptFeedback, Source, Standing, Target,
+    TargetKind,
+};
+pub use flags::{
+    FlagPage, FlagQuery, FlagState, Followup, KeptFlag, KeptRule, NewFlag, ReferenceAnswer, Resolved, RuleRow, Verdict,
+};
 pub use keeping::{Access, AccessQuery, Deed, Erased, Retained, Retention};
 pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Thread, Timing};
+pub use report::{AnswerFact, FlagMark, Measure, Said, Served};
 pub use scores::as_kept;
 pub use search::{Found, Mark, Search};
 use serde_json::{Map, Value};
@@ -58,6 +69,51 @@ pub trait Store: Send + Sync {
 
     /// Who has looked, the latest first.
     fn accesses(&self, query: &AccessQuery) -> Result<Vec<Access>, StoreError>;
+
+    /// One page of what was said of answers.
+    fn feedback(&self, query: &FeedbackQuery) -> Result<FeedbackPage, StoreError>;
+
+    /// Feedback by its ids, in their order; ids that are not known are left out.
+    fn feedback_by_id(&self, ids: &[String]) -> Result<Vec<KeptFeedback>, StoreError>;
+
+    /// What was said of these completions and may be said of them by whoever said it, retracted or not, in the order in which
+    /// it was accepted.
+    fn feedback_on(&self, completions: &[&str]) -> Result<Vec<KeptFeedback>, StoreError>;
+
+    /// Where a follower of the record stands, if it ever stood.
+    fn follower(&self, name: &str) -> Result<Option<Cursor>, StoreError>;
+
+    /// One page of what rules found.
+    fn flags(&self, query: &FlagQuery) -> Result<FlagPage, StoreError>;
+
+    /// One flag.
+    fn flag(&self, id: u64) -> Result<Option<KeptFlag>, StoreError>;
+
+    /// Every version of every rule that ever looked at an answer, by name, the earliest first.
+    fn flag_rules(&self) -> Result<Vec<KeptRule>, StoreError>;
+
+    /// The first answers with scores, in the order of the record, of the version that gave this one.
+    fn reference(&self, like: &Completion, limit: usize) -> Result<Vec<ReferenceAnswer>, StoreError>;
+
+    /// What the same user asked with the same key within `around_ms` of this request, up to `limit` before it and after it: first
+    /// choices with their places. Nothing where the request names no user.
+    fn asked_near(&self, like: &Completion, around_ms: i64, limit: usize) -> Result<Vec<Followed>, StoreError>;
+
+    /// Every version of `adapter` (`None`: the base alone) that has answered, the one that answered last first.
+    fn served(&self, adapter: Option<&str>) -> Result<Vec<Served>, StoreError>;
+
+    /// The last `limit` choices of a version by its number, admitted at `since_ms` or later, in the order of the record.
+    fn measures(&self, served: u64, since_ms: i64, limit: usize) -> Result<Vec<Measure>, StoreError>;
+
+    /// The flags of a version's choices from `from` on.
+    fn marks(&self, served: u64, from: Cursor) -> Result<Vec<FlagMark>, StoreError>;
+
+    /// What was said of a version's completions from the number `from` on and was not retracted, in the order in which it was
+    /// accepted.
+    fn said(&self, served: u64, from: u64) -> Result<Vec<Said>, StoreError>;
+
+    /// What rules ask of a version's choices from `from` on, in the order of the record.
+    fn answer_facts(&self, served: u64, from: Cursor) -> Result<Vec<AnswerFact>, StoreError>;
 
     /// Every adapter name with its history, oldest step first.
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError>;
@@ -102,6 +158,14 @@ pub enum Write {
     Release { holder: String },
     /// Somebody has looked; once more, where the same was done a moment ago.
     Access(Access),
+    /// All of these, or none where one has the id of another that says something else.
+    Feedback(Vec<Feedback>),
+    /// What a follower found in a stretch of the record, and where it stands now.
+    FollowUp(Box<Followup>),
+    /// What a person made of a flag; `None` takes the verdict back.
+    Resolve { flag: u64, resolved: Option<Resolved> },
+    /// This feedback counts no more. What is retracted already stays as it is.
+    Retract { id: String, at_ms: i64 },
 }
 
 /// What became of a transaction's writes.
@@ -117,10 +181,16 @@ pub struct Committed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Applied,
-    /// No such completion, or it is not listable (any more).
+    /// No such completion, or it is not listable (any more); no such row; the follower stands elsewhere.
     Missing,
     /// A choice of this index is on record already; the first row stands.
     Duplicate,
+    /// Of feedback.
+    Accepted(Accepted),
+    /// Of feedback: the one at this place has the id of another that says something else; none was taken.
+    Conflict {
+        at: usize,
+    },
 }
 
 /// What may connect a request with answers on record; the first that does counts.
@@ -195,7 +265,7 @@ pub enum StoreError {
     Sql(#[from] rusqlite::Error),
     #[error("the row of '{id}' cannot be read: {reason}")]
     Corrupt { id: String, reason: String },
-    #[error("there is no completion '{0}' to list after")]
+    #[error("there is no '{0}' to list after")]
     UnknownCursor(String),
 }
 

@@ -165,6 +165,30 @@ def stored(client):
     assert list(client.chat.completions.list()) == []
 
 
+def feedback(client):
+    answer = ask(client, store=True)
+    given = client.post("/feedback", cast_to=object, body={
+        "id": "mine-1", "completion_id": answer.id, "choice_index": 0, "thumbs": "down", "comment": "dull",
+        "correction": {"role": "assistant", "content": "It rained all day."}})
+    assert given["standing"] == "joined" and given["feedback_id"].startswith("fb-"), given
+    judged = client.chat.completions.retrieve(answer.id).feedback
+    assert [(said["value"], said["correction"]) for said in judged] == [(False, "It rained all day.")]
+    for chunk in ask(client, stream=True, max_tokens=100):
+        early = client.post("/feedback", cast_to=object, body=[
+            {"inference_id": chunk.id, "metric_name": "score", "value": 0.5},
+            {"inference_id": chunk.id, "metric_name": "comment", "value": "so far so good"}])
+        break
+    assert {said["standing"] for said in early["data"]} <= {"in_flight", "joined"}, early
+    try:
+        client.post("/feedback", cast_to=object, body={"id": "mine-1", "completion_id": answer.id, "thumbs": "up"})
+    except openai.ConflictError as error:
+        assert (error.code, error.param) == ("feedback_conflict", "id")
+    else:
+        raise AssertionError("other words under a known id were taken")
+    assert client.delete("/feedback/mine-1", cast_to=object)["retracted"]
+    assert client.get("/feedback/mine-1", cast_to=object)["retracted"] > 0
+
+
 def concurrent(client):
     names = [BASE, ADAPTER, OTHER, "plain-qv"] * 3
     alone = {name: ask(client, model=name).choices[0].message.content for name in names}
@@ -178,7 +202,7 @@ def concurrent(client):
     assert len(set(alone.values())) == 4, alone
 
 
-CHECKS = [whole, streamed, many, stop, logprobs, usage, errors, keys, cancel, models, stored, concurrent]
+CHECKS = [whole, streamed, many, stop, logprobs, usage, errors, keys, cancel, models, stored, feedback, concurrent]
 
 if __name__ == "__main__":
     url, name = sys.argv[1:]

@@ -56,6 +56,7 @@ checks! {
     the_client_needs_its_key => "keys",
     the_client_lists_models => "models",
     the_client_finds_what_it_stored => "stored",
+    the_client_judges_answers => "feedback",
     many_clients_are_answered_as_each_alone => "concurrent",
 }
 

@@ -1,6 +1,7 @@
 //! The binary as a person starts it.
 
 mod adapters;
+mod flags;
 mod journal;
 mod measured;
 mod swapped;

@@ -7,10 +7,10 @@ use std::{
 };
 
 /// Rooms that everybody may import.
-const GROUND: [&str; 3] = ["config", "metrics", "terms"];
+const GROUND: [&str; 4] = ["config", "metrics", "stats", "terms"];
 
 /// Each room and the rooms that it may import beside the ground and itself.
-const RULES: [(&str, &[&str]); 19] = [
+const RULES: [(&str, &[&str]); 21] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -18,6 +18,7 @@ const RULES: [(&str, &[&str]); 19] = [
             "app",
             "http",
             "eval",
+            "feedback",
             "gateway",
             "engine",
             "adapters",
@@ -29,9 +30,13 @@ const RULES: [(&str, &[&str]); 19] = [
             "model_files",
         ],
     ),
-    ("app", &["http", "eval", "gateway", "engine", "adapters", "text", "journal", "model", "store", "data_dir"]),
-    ("http", &["eval", "gateway", "engine", "adapters", "text", "journal"]),
+    (
+        "app",
+        &["http", "eval", "feedback", "gateway", "engine", "adapters", "text", "journal", "model", "store", "data_dir"],
+    ),
+    ("http", &["eval", "feedback", "gateway", "engine", "adapters", "text", "journal"]),
     ("eval", &["gateway", "engine", "adapters", "text", "journal"]),
+    ("feedback", &["gateway", "journal"]),
     ("gateway", &["engine", "adapters", "text", "journal"]),
     ("engine", &["model"]),
     ("adapters", &["model", "store", "kernels"]),
@@ -44,6 +49,7 @@ const RULES: [(&str, &[&str]); 19] = [
     ("model_files", &[]),
     ("config", &[]),
     ("metrics", &[]),
+    ("stats", &[]),
     ("terms", &[]),
     ("lib", &[]),
 ];

@@ -7,6 +7,7 @@ mod commands;
 mod crash;
 mod demo;
 mod engine;
+mod feedback;
 mod gateway;
 mod house;
 mod journal;

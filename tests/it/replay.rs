@@ -221,6 +221,7 @@ fn api(test: &TestGateway, change: impl FnOnce(&mut Config)) -> Router {
     let keys = Keys::load(&config.server).expect("good keys").into();
     tunegate::http::router(tunegate::http::AppState::new(
         test.gateway.clone(),
+        test.flags.clone(),
         test.gateway.metrics().clone(),
         &config,
         keys,

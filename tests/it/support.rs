@@ -11,9 +11,10 @@ use tunegate::{
     adapters::Refusal,
     app::{self, Built},
     config::{
-        AdapterConfig, AdminConfig, Config, CpuConfig, Device, Dtype, EngineConfig, FollowConfig, LimitsConfig,
-        ModelConfig, RecordConfig, ServerConfig,
+        AdapterConfig, AdminConfig, Config, CpuConfig, Device, Dtype, EngineConfig, FlagRules, FollowConfig,
+        LimitsConfig, ModelConfig, RecordConfig, ServerConfig,
     },
+    feedback::Flags,
     gateway::{Ask, Caller, Gateway, Prompt, Reply, ReplyError, ReplyEvent},
     journal::CompletionKind,
     metrics::Metrics,
@@ -83,6 +84,8 @@ pub fn config(data_dir: PathBuf) -> Config {
             ..AdapterConfig::default()
         },
         record: RecordConfig { data_dir, max_pending: 256, ..RecordConfig::default() },
+        // Flags have tests of their own.
+        flag_rules: FlagRules::None,
         limits: LimitsConfig { default_max_tokens: 32, ..LimitsConfig::default() },
     }
 }
@@ -90,6 +93,7 @@ pub fn config(data_dir: PathBuf) -> Config {
 /// A gateway over the tiny model; its folder goes with it.
 pub struct TestGateway {
     pub gateway: Gateway,
+    pub flags: Flags,
     built: Option<Built>,
     _folder: TempDir,
 }
@@ -106,7 +110,7 @@ impl TestGateway {
         change(&mut config);
         let metrics = Arc::new(Metrics::new());
         let built = app::build(&config, &metrics).expect("the tiny model builds");
-        Self { gateway: built.gateway.clone(), built: Some(built), _folder: folder }
+        Self { gateway: built.gateway.clone(), flags: built.flags.clone(), built: Some(built), _folder: folder }
     }
 
     /// The adapters that are not served, with the reasons.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::terms::Moment;
+use crate::cli::table::{moment, short, table, text};
 
 /// One line for each adapter.
 pub fn list(answer: &Value) -> String {
@@ -125,42 +125,6 @@ fn reason(refusals: &Value) -> String {
     let first = refusals.first().map(|one| format!("{}: {}", text(&one["subject"]), text(&one["reason"])));
     let more = if refusals.len() > 1 { format!(" (and {} more)", refusals.len() - 1) } else { String::new() };
     first.unwrap_or_default() + &more
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => {
-            text.chars().flat_map(|c| c.escape_debug().collect::<Vec<_>>()).collect::<String>().replace("\\'", "'")
-        }
-        other => other.to_string(),
-    }
-}
-
-/// A version as people see it.
-fn short(value: &Value) -> String {
-    value.as_str().map_or_else(|| "-".to_owned(), |version| version.chars().take(12).collect())
-}
-
-fn moment(value: &Value) -> String {
-    value.as_i64().map_or_else(|| "-".to_owned(), |seconds| Moment::from_unix(seconds).to_string())
-}
-
-/// Columns as wide as what stands in them.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut shown = String::new();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        shown.push_str(cells.join("  ").trim_end());
-        shown.push('\n');
-    }
-    shown
 }
 
 #[cfg(test)]

@@ -2,14 +2,17 @@
 
 use axum::{
     Extension, Json,
-    extract::{Path, State, rejection::PathRejection},
+    extract::{
+        Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
 use super::{
-    suites,
+    report, suites,
     view::{AdapterBody, TimesBody},
     vllm,
 };
@@ -156,15 +159,23 @@ pub async fn list(State(app): State<AppState>, Extension(identity): Extension<Id
     Ok(Json(list).into_response())
 }
 
-/// GET /v1/adapters/{id}; the name may hold slashes.
+/// GET /v1/adapters/{id}, and GET /v1/adapters/{id}/report; the name may hold slashes.
 pub async fn get(
     State(app): State<AppState>,
     Extension(identity): Extension<Identity>,
     id: Result<Path<String>, PathRejection>,
+    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     identity.administers()?;
     let Path(id) = id.map_err(|_| ApiError::invalid("id", "the adapter's name in the path is not UTF-8"))?;
     let adapters = app.gateway().adapters();
+    if let Some(name) = id.strip_suffix("/report")
+        && adapters.named(&id).is_none()
+    {
+        identity.reads_records()?;
+        let Query(query) = query.map_err(|_| ApiError::invalid("query", "the query string cannot be read"))?;
+        return report::answer(&app, name, query).await;
+    }
     let refused = adapters.refused();
     let reasons = reasons(&refused, &id);
     let body = match (adapters.named(&id), reasons) {

@@ -73,7 +73,7 @@ fn role(fields: &mut Fields) -> Result<Role, ApiError> {
 }
 
 /// The text of all parts, one a line.
-fn text_of(place: &str, parts: Vec<Value>, unknown: &mut Vec<String>) -> Result<String, ApiError> {
+pub(in crate::http) fn text_of(place: &str, parts: Vec<Value>, unknown: &mut Vec<String>) -> Result<String, ApiError> {
     if parts.is_empty() {
         return Err(ApiError::invalid(place.to_owned(), format!("{place} needs at least one part")));
     }

@@ -19,7 +19,7 @@ use super::{
     wire::{ChatChoice, ChatLogprobs, ChatMessage, UsageBody},
 };
 use crate::{
-    http::{AppState, auth::Identity, body::JsonBody, error::ApiError},
+    http::{AppState, auth::Identity, body::JsonBody, error::ApiError, feedback::shown_feedback},
     journal::{ChoiceRecord, Completion, CompletionKind, Given, ListQuery, NOT_KEPT, Order},
     terms::{Ending, Message},
     text::Text,
@@ -49,6 +49,8 @@ struct StoredBody<'a> {
     tool_choice: Option<()>,
     response_format: Option<()>,
     service_tier: &'static str,
+    /// What the caller said of it.
+    feedback: Vec<Value>,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,10 +70,9 @@ pub async fn list(
 ) -> Result<Response, ApiError> {
     identity.reads_records()?;
     let Query(pairs) = query.map_err(|_| ApiError::invalid("query", "the query string cannot be read"))?;
-    let query = list_query(pairs, identity.caller.key)?;
+    let query = list_query(pairs, identity.caller.key.clone())?;
     let page = app.gateway().journal().list(query).await?;
-    let text = app.gateway().text();
-    let data: Vec<Value> = page.completions.iter().map(|completion| shown_completion(completion, text)).collect();
+    let data = shown_completions(&app, &identity, &page.completions).await?;
     let ids = (page.completions.first().map(|c| c.id.as_str()), page.completions.last().map(|c| c.id.as_str()));
     Ok(Json(listed(&data, ids, page.more)).into_response())
 }
@@ -83,7 +84,7 @@ pub async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let completion = find(&app, &identity, id).await?;
-    Ok(Json(shown_completion(&completion, app.gateway().text())).into_response())
+    shown_one(&app, &identity, completion).await
 }
 
 /// POST /v1/chat/completions/{id}: replaces the metadata.
@@ -105,7 +106,7 @@ pub async fn update(
         return Err(missing(&completion.id));
     }
     completion.metadata = metadata;
-    Ok(Json(shown_completion(&completion, app.gateway().text())).into_response())
+    shown_one(&app, &identity, completion).await
 }
 
 /// DELETE /v1/chat/completions/{id}
@@ -213,7 +214,31 @@ fn listed(data: &[Value], (first, last): (Option<&str>, Option<&str>), more: boo
     json!({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
 }
 
-fn shown_completion(completion: &Completion, text: &Text) -> Value {
+async fn shown_one(app: &AppState, identity: &Identity, completion: Completion) -> Result<Response, ApiError> {
+    let shown = shown_completions(app, identity, &[completion]).await?;
+    Ok(Json(shown.into_iter().next()).into_response())
+}
+
+/// Completions with what the caller said of them.
+async fn shown_completions(
+    app: &AppState,
+    identity: &Identity,
+    completions: &[Completion],
+) -> Result<Vec<Value>, ApiError> {
+    let ids = completions.iter().map(|completion| completion.id.clone()).collect();
+    let said = app.gateway().journal().feedback_on(ids).await?;
+    let text = app.gateway().text();
+    let shown = completions.iter().map(|completion| {
+        let own = said.iter().filter(|kept| {
+            kept.feedback.target.id() == completion.id
+                && (identity.caller.key.is_none() || identity.caller.key == kept.feedback.key)
+        });
+        shown_completion(completion, text, own.map(shown_feedback).collect())
+    });
+    Ok(shown.collect())
+}
+
+fn shown_completion(completion: &Completion, text: &Text, feedback: Vec<Value>) -> Value {
     let body = StoredBody {
         id: &completion.id,
         object: "chat.completion",
@@ -237,6 +262,7 @@ fn shown_completion(completion: &Completion, text: &Text) -> Value {
         tool_choice: None,
         response_format: None,
         service_tier: "default",
+        feedback,
     };
     // Strings, finite numbers and maps of strings: nothing here can fail to be JSON.
     serde_json::to_value(body).unwrap_or_default()

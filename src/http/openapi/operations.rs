@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::journal;
+use super::{feedback, flags};
 use crate::http::route::Route;
 
 /// What a route takes and gives.
@@ -85,6 +86,16 @@ pub fn operation(route: Route) -> Value {
         | Route::JournalAccess
         | Route::NoteAccess
         | Route::GetJournal => journal::operation(route),
+        Route::GiveFeedback => feedback::give(),
+        Route::ListFeedback => feedback::list(),
+        Route::GetFeedback => feedback::get(),
+        Route::RetractFeedback => feedback::retract(),
+        Route::ListFlags => flags::list(),
+        Route::GetFlag => flags::get(),
+        Route::ResolveFlag => flags::resolve(),
+        Route::FlagRules => flags::rules(),
+        Route::TryFlagRules => flags::try_rules(),
+        Route::ApplyFlagRules => flags::apply(),
         Route::LoadAdapter => changes(
             [
                 "loadAdapter",

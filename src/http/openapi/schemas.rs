@@ -34,6 +34,9 @@ pub fn all() -> Value {
     add("Replay", replay());
     super::adapters::add(&mut add);
     super::journal::add(&mut add);
+    super::feedback::add(&mut add);
+    super::flags::add(&mut add);
+    super::report::add(&mut add);
     add("Status", object(json!({"status": {"enum": ["ok", "ready"]}}), &["status"]));
     add("Version", object(json!({"version": text()}), &["version"]));
     Value::Object(all)
@@ -238,7 +241,11 @@ fn chat_completion() -> Value {
         }),
         &["index", "message", "logprobs", "finish_reason"],
     );
-    object(answer("chat.completion", choice), &["id", "object", "created", "model", "choices", "usage"])
+    let mut properties = answer("chat.completion", choice);
+    properties["feedback"] = json!({
+        "type": "array", "items": reference("Feedback"), "description": "Of a stored completion: what this key said of it.",
+    });
+    object(properties, &["id", "object", "created", "model", "choices", "usage"])
 }
 
 fn chat_chunk() -> Value {

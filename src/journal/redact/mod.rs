@@ -9,11 +9,11 @@ use std::{borrow::Cow, ops::Range, path::Path, sync::Arc};
 use prometheus::IntCounterVec;
 use serde_json::{Map, Value};
 
-pub use self::rules::Place;
 use self::rules::Rules;
+pub use self::{detect::Detector, rules::Place};
 use super::secret::Key;
 use crate::{
-    store::{ChoiceRecord, Completion, Content, Given, PromptContent, Search},
+    store::{ChoiceRecord, Completion, Content, Feedback, Given, PromptContent, Search, Target},
     terms::{ConversationBy, Digest, Message, RecordPolicy},
 };
 
@@ -210,6 +210,20 @@ impl Redactor {
         completion.choices.iter_mut().for_each(|choice| self.choice(choice));
     }
 
+    /// Replaces what is found in what people say of answers.
+    pub fn feedback(&self, feedback: &mut Feedback) {
+        for text in [&mut feedback.comment, &mut feedback.correction].into_iter().flatten() {
+            self.string(Place::Comment, text);
+        }
+        self.map(Place::Metadata, &mut feedback.tags);
+        if let Some(author) = &mut feedback.author {
+            self.name(author);
+        }
+        if let Target::Conversation(name) | Target::User(name) = &mut feedback.target {
+            self.name(name);
+        }
+    }
+
     fn name(&self, name: &mut String) {
         if let Cow::Owned(pseudonym) = self.identity(name) {
             *name = pseudonym;
@@ -257,6 +271,18 @@ impl Redactor {
 
 /// Stands for the id of a token that is not kept.
 pub const NOT_KEPT: u32 = u32::MAX;
+
+/// The field of feedback that a policy does not keep, if it has one.
+pub fn refused(feedback: &Feedback, policy: RecordPolicy) -> Option<&'static str> {
+    let words = [("comment", feedback.comment.is_some()), ("correction", feedback.correction.is_some())];
+    let persons = [("user", matches!(feedback.target, Target::User(_))), ("tags", !feedback.tags.is_empty())];
+    let said = |list: [(&'static str, bool); 2]| list.into_iter().find(|(_, there)| *there).map(|(field, _)| field);
+    match policy {
+        RecordPolicy::Full => None,
+        RecordPolicy::Metadata => said(words),
+        RecordPolicy::None => said(words).or_else(|| said(persons)),
+    }
+}
 
 fn drop_content(completion: &mut Completion) {
     completion.content = None;

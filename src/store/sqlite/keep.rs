@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params, params_from_iter, types::Value as Sql};
 
-use super::write::json;
+use super::{feedback, flags, measures, write::json};
 use crate::store::{Access, AccessQuery, Deed, Erased, Outcome, Retained, Retention, StoreError};
 
 const NOT_HELD: &str = "NOT EXISTS (SELECT 1 FROM holds WHERE holds.completion = completions.seq)";
@@ -82,7 +82,8 @@ fn take_fact(transaction: &Transaction<'_>, seq: i64) -> Result<bool, StoreError
     if transaction.prepare_cached(last)?.query_row([seq], |row| row.get(0))? {
         return Ok(false);
     }
-    for table in ["content", "metadata", "choices"] {
+    measures::take(transaction, seq)?;
+    for table in ["content", "metadata", "flags", "feedback", "choices"] {
         let sql = format!("DELETE FROM {table} WHERE completion = ?1");
         transaction.prepare_cached(&sql)?.execute([seq])?;
     }
@@ -103,7 +104,8 @@ pub fn erase_row(transaction: &Transaction<'_>, seq: i64, at_ms: i64) -> Result<
              WHERE seq = ?1",
         )?
         .execute([seq, at_ms])?;
-    Ok(())
+    feedback::erase_on(transaction, seq, at_ms)?;
+    flags::erase_notes(transaction, seq)
 }
 
 /// One step: up to `limit` answers of these names, and the answers without a name in the same conversations.
@@ -149,6 +151,9 @@ pub fn erase_user(
             }
         }
         erase_row(&transaction, seq, at_ms)?;
+    }
+    for name in names {
+        feedback::erase_of(&transaction, name, at_ms)?;
     }
     transaction.commit()?;
     Ok(erased)

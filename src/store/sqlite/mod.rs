@@ -2,9 +2,13 @@
 
 mod backup;
 mod catalog;
+mod feedback;
+mod flags;
 mod keep;
+mod measures;
 mod place;
 mod read;
+mod report;
 mod search;
 mod trial;
 mod write;
@@ -20,9 +24,10 @@ pub use backup::{Named, back_up, check};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Access, AccessQuery, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased, Followed, Found,
-    ListQuery, Matched, NameChange, NameRow, OldHistory, Page, Retained, Retention, Search, Step, Store, StoreError,
-    TrialRow, Write,
+    Access, AccessQuery, AnswerFact, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased,
+    FeedbackPage, FeedbackQuery, FlagMark, FlagPage, FlagQuery, Followed, Found, KeptFeedback, KeptFlag, KeptRule,
+    ListQuery, Matched, Measure, NameChange, NameRow, OldHistory, Page, ReferenceAnswer, Retained, Retention, Said,
+    Search, Served, Step, Store, StoreError, TrialRow, Write,
     migrations::{migrate, recognise},
 };
 use crate::terms::{Digest, Placement};
@@ -165,6 +170,62 @@ impl Store for SqliteStore {
 
     fn accesses(&self, query: &AccessQuery) -> Result<Vec<Access>, StoreError> {
         self.read(|connection| keep::accesses(connection, query))
+    }
+
+    fn feedback(&self, query: &FeedbackQuery) -> Result<FeedbackPage, StoreError> {
+        self.read(|connection| feedback::page(connection, query))
+    }
+
+    fn feedback_by_id(&self, ids: &[String]) -> Result<Vec<KeptFeedback>, StoreError> {
+        self.read(|connection| feedback::by_id(connection, ids))
+    }
+
+    fn feedback_on(&self, completions: &[&str]) -> Result<Vec<KeptFeedback>, StoreError> {
+        self.read(|connection| feedback::on(connection, completions))
+    }
+
+    fn follower(&self, name: &str) -> Result<Option<Cursor>, StoreError> {
+        self.read(|connection| flags::follower(connection, name))
+    }
+
+    fn flags(&self, query: &FlagQuery) -> Result<FlagPage, StoreError> {
+        self.read(|connection| flags::page(connection, query))
+    }
+
+    fn flag(&self, id: u64) -> Result<Option<KeptFlag>, StoreError> {
+        self.read(|connection| flags::one(connection, id))
+    }
+
+    fn flag_rules(&self) -> Result<Vec<KeptRule>, StoreError> {
+        self.read(flags::rules)
+    }
+
+    fn reference(&self, like: &Completion, limit: usize) -> Result<Vec<ReferenceAnswer>, StoreError> {
+        self.read(|connection| flags::reference(connection, like, limit))
+    }
+
+    fn asked_near(&self, like: &Completion, around_ms: i64, limit: usize) -> Result<Vec<Followed>, StoreError> {
+        self.read(|connection| flags::asked_near(connection, like, around_ms, limit))
+    }
+
+    fn served(&self, adapter: Option<&str>) -> Result<Vec<Served>, StoreError> {
+        self.read(|connection| report::served(connection, adapter))
+    }
+
+    fn measures(&self, served: u64, since_ms: i64, limit: usize) -> Result<Vec<Measure>, StoreError> {
+        self.read(|connection| report::measures(connection, served, since_ms, limit))
+    }
+
+    fn marks(&self, served: u64, from: Cursor) -> Result<Vec<FlagMark>, StoreError> {
+        self.read(|connection| report::marks(connection, served, from))
+    }
+
+    fn said(&self, served: u64, from: u64) -> Result<Vec<Said>, StoreError> {
+        self.read(|connection| report::said(connection, served, from))
+    }
+
+    fn answer_facts(&self, served: u64, from: Cursor) -> Result<Vec<AnswerFact>, StoreError> {
+        self.read(|connection| report::facts(connection, served, from))
     }
 
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError> {
@@ -325,7 +386,7 @@ mod tests {
         drop(newer);
         let before = fs::read(&path).unwrap();
         let refused = SqliteStore::open(&path).err();
-        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 5, .. })), "{refused:?}");
+        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 7, .. })), "{refused:?}");
         assert_eq!(fs::read(&path).unwrap(), before);
     }
 

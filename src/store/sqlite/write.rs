@@ -4,10 +4,13 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::keep;
-use crate::store::{
-    ChoiceRecord, Committed, Completion, Content, Cursor, Outcome, StoreError, Write,
-    scores::{FORM, pack, pack_tokens},
+use super::{feedback, flags, keep, measures};
+use crate::{
+    store::{
+        ChoiceRecord, Committed, Completion, Content, Cursor, Outcome, StoreError, Write,
+        scores::{FORM, pack, pack_tokens},
+    },
+    terms::Origin,
 };
 
 /// As much room as a long answer takes in the log.
@@ -35,10 +38,19 @@ fn apply(transaction: &Transaction<'_>, write: &Write) -> Result<Outcome, StoreE
         Write::Hold { ids, holder } => keep::hold(transaction, ids, holder),
         Write::Release { holder } => keep::release(transaction, holder),
         Write::Access(access) => keep::note_access(transaction, access),
+        Write::Feedback(given) => feedback::add(transaction, given),
+        Write::FollowUp(followup) => flags::follow_up(transaction, followup),
+        Write::Resolve { flag, resolved } => flags::resolve(transaction, *flag, resolved.as_ref()),
+        Write::Retract { id, at_ms } => feedback::retract(transaction, id, *at_ms),
     }
 }
 
 fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outcome, StoreError> {
+    // What other programs said, or a version said once more, is no evidence about versions.
+    let served = match completion.origin {
+        Origin::Served => Some(measures::served(transaction, completion)?),
+        Origin::Replayed | Origin::Imported => None,
+    };
     // What the client said may have been erased while other choices were still running.
     let (seq, kept) = match known(transaction, &completion.id)? {
         Some((seq, kept)) => {
@@ -51,6 +63,7 @@ fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outc
             if let Some(content) = &completion.content {
                 insert_prompts(transaction, seq, content)?;
             }
+            feedback::join(transaction, &completion.id)?;
             (seq, true)
         }
     };
@@ -71,7 +84,13 @@ fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outc
             ])?;
         if added == 0 {
             outcome = Outcome::Duplicate;
-        } else if kept {
+            continue;
+        }
+        if let Some(served) = served {
+            let row = transaction.last_insert_rowid();
+            measures::insert(transaction, (served, row, seq), completion, choice)?;
+        }
+        if kept {
             insert_answer(transaction, seq, choice)?;
         }
     }

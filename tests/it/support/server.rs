@@ -17,6 +17,7 @@ use tokio::{
 use tunegate::{
     app::{self, Built},
     config::Config,
+    feedback::{self, Flags},
     gateway::{Gateway, reconcile::Following},
     http::{AppState, Listener, ServeSettings, auth::Keys, router, serve},
     metrics::Metrics,
@@ -39,8 +40,10 @@ pub struct TestServer {
     /// Where the record is.
     pub data: PathBuf,
     pub gateway: Gateway,
+    pub flags: Flags,
     built: Option<Built>,
     following: Option<Following>,
+    flagging: Option<feedback::Following>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<()>>,
     _folder: TempDir,
@@ -64,7 +67,9 @@ impl TestServer {
         };
         let gateway = built.gateway.clone();
         let following = built.follow(&config);
-        let router = router(AppState::new(gateway.clone(), Arc::clone(&metrics), &config, keys));
+        let flags = built.flags.clone();
+        let flagging = Some(flags.follow());
+        let router = router(AppState::new(gateway.clone(), flags.clone(), Arc::clone(&metrics), &config, keys));
         // Whatever the settings say of who may connect, tests stay on this machine.
         let tcp = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = tcp.local_addr().unwrap();
@@ -89,8 +94,10 @@ impl TestServer {
             admin,
             data: config.record.data_dir,
             gateway,
+            flags,
             built: Some(built),
             following,
+            flagging,
             stop: Some(stop),
             serving: Some(serving),
             _folder: folder,
@@ -164,6 +171,7 @@ impl Drop for TestServer {
             serving.abort();
         }
         drop(self.following.take());
+        drop(self.flagging.take());
         if let Some(built) = self.built.take() {
             built.stop();
         }
