@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use self::desk::Desk;
 use crate::{
     config::{Layer, Settings},
+    feedback::export::Shape,
     journal::Format,
     terms::Moment,
 };
@@ -77,9 +78,19 @@ enum JournalCommand {
     Export {
         #[command(flatten)]
         filters: Filters,
-        /// jsonl (a request a line), csv or parquet (a choice a row); by the file's name if absent
+        /// jsonl (a request a line), csv or parquet (a choice a row); by the file's name if absent. With --flagged: jsonl (a
+        /// choice a line), or openai or trl (training rows of corrections by people; never of held-out or audited answers)
         #[arg(long, value_parser = format)]
-        format: Option<Format>,
+        format: Option<FileFormat>,
+        /// Only flagged answers, with their flags
+        #[arg(long)]
+        flagged: bool,
+        /// With --flagged: of this rule
+        #[arg(long, value_name = "NAME", requires = "flagged")]
+        rule: Option<String>,
+        /// With --flagged: open, confirmed, dismissed or all
+        #[arg(long, value_name = "STATE", requires = "flagged")]
+        state: Option<String>,
         /// The file; standard output if absent
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
@@ -198,8 +209,43 @@ fn moment(text: &str) -> Result<String, String> {
     }
 }
 
-fn format(text: &str) -> Result<Format, String> {
-    Format::parse(text).ok_or_else(|| "it is jsonl, csv or parquet".to_owned())
+/// A kind of file, as it is asked for.
+#[derive(Clone, Copy, Debug)]
+enum FileFormat {
+    Record(Format),
+    /// Only of what is flagged.
+    Training(Shape),
+}
+
+fn format(text: &str) -> Result<FileFormat, String> {
+    match (Format::parse(text), Shape::parse(text)) {
+        (Some(format), _) => Ok(FileFormat::Record(format)),
+        (None, Some(shape)) => Ok(FileFormat::Training(shape)),
+        (None, None) => Err("it is jsonl, csv or parquet; with --flagged jsonl, openai or trl".to_owned()),
+    }
+}
+
+/// What a flagged export is asked for.
+fn flagged(
+    filters: &Filters,
+    format: Option<FileFormat>,
+    (rule, state): (Option<String>, Option<String>),
+) -> Result<Vec<(&'static str, String)>, String> {
+    let shape = match format {
+        None | Some(FileFormat::Record(Format::Jsonl)) => Shape::Plain,
+        Some(FileFormat::Training(shape)) => shape,
+        Some(FileFormat::Record(format @ (Format::Csv | Format::Parquet))) => {
+            return Err(format!("--flagged writes jsonl, openai or trl, not {}", format.as_str()));
+        }
+    };
+    let mut pairs = filters.pairs()?;
+    if let Some((name, _)) = pairs.iter().find(|(name, _)| *name != "adapter") {
+        return Err(format!("--{name} does not go with --flagged; --adapter, --rule and --state do"));
+    }
+    pairs.push(("format", shape.as_str().to_owned()));
+    pairs.extend(rule.map(|rule| ("rule", rule)));
+    pairs.extend(state.map(|state| ("state", state)));
+    Ok(pairs)
 }
 
 /// Runs the command and prints its result. An error is for a person.
@@ -215,13 +261,31 @@ pub fn run(args: JournalArgs) -> Result<(), String> {
             Ok(())
         }
         JournalCommand::Search { filters, limit } => search(&desk, filters.pairs()?, limit, json),
-        JournalCommand::Export { filters, format, out, no_content, scores } => {
+        JournalCommand::Export { filters, format, flagged: true, rule, state, out, no_content, scores } => {
+            if no_content || scores {
+                return Err("--no-content and --scores do not go with --flagged".to_owned());
+            }
+            let pairs = flagged(&filters, format, (rule, state))?;
+            let summary = desk.flagged_summary(pairs.clone())?;
+            written(out.as_deref(), |file| desk.flagged(pairs, file))?;
+            // Beside the lines, which may go to a program.
+            eprintln!("tunegate: {}", shown::left_out(&summary));
+            Ok(())
+        }
+        JournalCommand::Export { filters, format, out, no_content, scores, .. } => {
+            let format = match format {
+                None => None,
+                Some(FileFormat::Record(format)) => Some(format),
+                Some(FileFormat::Training(shape)) => {
+                    return Err(format!("--format {} needs --flagged", shape.as_str()));
+                }
+            };
             let mut pairs = filters.pairs()?;
             pairs.push(("content", (!no_content).to_string()));
             pairs.push(("scores", scores.to_string()));
             let named = out.as_deref().and_then(Path::extension).and_then(|kind| Format::parse(kind.to_str()?));
             let format = format.or(named).unwrap_or(Format::Jsonl);
-            export(&mut desk, pairs, format, out.as_deref())
+            written(out.as_deref(), |file| desk.export(pairs, format, file))
         }
         JournalCommand::Import { file, map, source } => import(&desk, &file, &map, source, json),
         JournalCommand::Erase { user } => {
@@ -284,21 +348,16 @@ fn search(desk: &Desk, pairs: Vec<(&'static str, String)>, limit: usize, json: b
 }
 
 /// Written beside its place first: a file that broke off is not taken for a whole one.
-fn export(
-    desk: &mut Desk,
-    pairs: Vec<(&'static str, String)>,
-    format: Format,
-    out: Option<&Path>,
-) -> Result<(), String> {
+fn written(out: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> Result<(), String>) -> Result<(), String> {
     let Some(out) = out else {
-        return desk.export(pairs, format, &mut io::stdout().lock());
+        return write(&mut io::stdout().lock());
     };
     let failed = |error: io::Error| format!("{}: {error}", out.display());
     let mut name = out.as_os_str().to_owned();
     name.push(".part");
     let part = PathBuf::from(name);
     let mut file = io::BufWriter::new(fs::File::create(&part).map_err(failed)?);
-    let written = desk.export(pairs, format, &mut file).and_then(|()| {
+    let written = write(&mut file).and_then(|()| {
         let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
         file.sync_all().map_err(failed)
     });

@@ -20,9 +20,11 @@ use serde_json::{Value, json};
 pub use self::asked::{Asked, page};
 use super::{
     AppState,
+    admin::flags::flags_of,
     auth::{Identity, Role},
     body::JsonBody,
     error::ApiError,
+    feedback::shown_feedback,
     openai::{
         fields::{Fields, shown},
         params,
@@ -89,7 +91,11 @@ pub async fn get(
     };
     let completion = journal.get(&id).await?.ok_or_else(missing)?;
     note(journal, &identity, Deed::Show, json!({"id": id})).await?;
-    Ok(Json(answer(&completion, View { content: true, scores: true })).into_response())
+    let mut shown = answer(&completion, View { content: true, scores: true });
+    let said = journal.feedback_on(vec![completion.id.clone()]).await?;
+    shown["feedback"] = said.iter().map(shown_feedback).collect();
+    shown["flags"] = flags_of(journal, &completion.id).await?;
+    Ok(Json(shown).into_response())
 }
 
 /// GET /v1/journal/tail: choices as they become durable.

@@ -1,6 +1,6 @@
 //! The only room that knows HTTP, status codes and server-sent events.
 
-mod admin;
+pub mod admin;
 pub mod auth;
 pub mod body;
 pub mod error;

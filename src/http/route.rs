@@ -42,6 +42,7 @@ pub enum Route {
     GetFeedback,
     RetractFeedback,
     ListFlags,
+    ExportFlags,
     GetFlag,
     ResolveFlag,
     FlagRules,
@@ -87,6 +88,7 @@ impl Route {
         Self::GetFeedback,
         Self::RetractFeedback,
         Self::ListFlags,
+        Self::ExportFlags,
         Self::GetFlag,
         Self::ResolveFlag,
         Self::FlagRules,
@@ -127,6 +129,7 @@ impl Route {
             Self::GiveFeedback | Self::ListFeedback => "/v1/feedback",
             Self::GetFeedback | Self::RetractFeedback => "/v1/feedback/{id}",
             Self::ListFlags => "/v1/flags",
+            Self::ExportFlags => "/v1/flags/export",
             Self::GetFlag | Self::ResolveFlag => "/v1/flags/{id}",
             Self::FlagRules => "/v1/flag-rules",
             Self::TryFlagRules => "/v1/flag-rules/try",
@@ -169,6 +172,7 @@ impl Route {
             | Self::ListFeedback
             | Self::GetFeedback
             | Self::ListFlags
+            | Self::ExportFlags
             | Self::GetFlag
             | Self::FlagRules
             | Self::GetStored
@@ -219,6 +223,7 @@ impl Route {
             | Self::GetFeedback
             | Self::RetractFeedback
             | Self::ListFlags
+            | Self::ExportFlags
             | Self::GetFlag
             | Self::ResolveFlag
             | Self::FlagRules
@@ -284,6 +289,7 @@ impl Route {
             Self::GetFeedback => get(feedback::get),
             Self::RetractFeedback => delete(feedback::retract),
             Self::ListFlags => get(flags::list),
+            Self::ExportFlags => get(flags::export),
             Self::GetFlag => get(flags::get),
             Self::ResolveFlag => post(flags::resolve),
             Self::FlagRules => get(flags::rules),

@@ -1,5 +1,6 @@
 //! What people and programs say of answers, and what the server itself notices about them.
 
+mod export;
 mod flags;
 mod given;
 mod report;

@@ -10,7 +10,11 @@ use crate::{
     cli::operator::{Server, escaped},
     config::{RecordConfig, RetentionConfig, Settings},
     data_dir::DataDir,
-    http::journal::{Asked, page},
+    feedback::export::{self, Shape, Wanted},
+    http::{
+        admin::flags::export_query,
+        journal::{Asked, page},
+    },
     journal::{Access, AccessQuery, Deed, Format, Journal, Mapping, View, answer},
     metrics::Metrics,
     terms::Moment,
@@ -100,6 +104,30 @@ impl Desk {
         }
     }
 
+    /// How many lines [`Desk::flagged`] writes, and what it leaves out.
+    pub fn flagged_summary(&self, pairs: Pairs) -> Result<Value, String> {
+        match self {
+            Self::Server(server) => {
+                let mut pairs = pairs;
+                pairs.push(("summary", "true".to_owned()));
+                answered(server.get(&with_query("/v1/flags/export", &pairs))?)
+            }
+            Self::Here(here) => {
+                let (wanted, shape, _) = flags_asked(pairs)?;
+                let summary = here.runtime.block_on(export::summary(&here.journal, wanted, shape));
+                Ok(serde_json::to_value(summary.map_err(|error| error.to_string())?).unwrap_or_default())
+            }
+        }
+    }
+
+    /// Flagged answers, a line each.
+    pub fn flagged(&self, pairs: Pairs, out: &mut dyn Write) -> Result<(), String> {
+        match self {
+            Self::Server(server) => server.download(&with_query("/v1/flags/export", &pairs), out)?.ok_or_else(gone),
+            Self::Here(here) => here.flagged(pairs, out),
+        }
+    }
+
     pub fn import(&self, source: &str, rows: Vec<Value>, mapping: &Value) -> Result<Value, String> {
         match self {
             Self::Server(server) => {
@@ -162,6 +190,16 @@ impl Here {
         out.flush().map_err(|error| error.to_string())
     }
 
+    fn flagged(&self, pairs: Pairs, out: &mut dyn Write) -> Result<(), String> {
+        let (wanted, shape, _) = flags_asked(pairs)?;
+        self.note(Deed::Export, json!({"flagged": true, "format": shape.as_str()}))?;
+        let mut lines = Box::pin(export::lines(&self.journal, wanted, shape));
+        while let Some(line) = self.runtime.block_on(lines.next()) {
+            out.write_all(&line.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+        }
+        out.flush().map_err(|error| error.to_string())
+    }
+
     fn import(&self, source: &str, rows: &[Value], mapping: &Value) -> Result<Value, String> {
         let mapping: Mapping = serde_json::from_value(mapping.clone()).map_err(|error| format!("--map: {error}"))?;
         self.note(Deed::Import, json!({"source": source}))?;
@@ -180,6 +218,11 @@ impl Here {
         let data = self.runtime.block_on(self.journal.accesses(query)).map_err(|error| error.to_string())?;
         Ok(json!({"data": data}))
     }
+}
+
+fn flags_asked(pairs: Pairs) -> Result<(Wanted, Shape, bool), String> {
+    let pairs = pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    export_query(pairs).map_err(|error| error.message)
 }
 
 fn asked(pairs: Pairs) -> Result<Asked, String> {

@@ -89,6 +89,18 @@ pub fn access(access: &Value) -> String {
 }
 
 /// What an erasure reached and what it could not.
+/// How many lines a flagged export has, and what is left out of it.
+pub fn left_out(summary: &Value) -> String {
+    let reasons = summary["left_out"].as_object().into_iter().flatten();
+    let reasons: Vec<String> = reasons.map(|(reason, count)| format!("{count} {}", reason.replace('_', " "))).collect();
+    let lines = &summary["lines"];
+    if reasons.is_empty() {
+        format!("{lines} lines")
+    } else {
+        format!("{lines} lines; left out: {}", reasons.join(", "))
+    }
+}
+
 pub fn erasure(erasure: &Value) -> String {
     let mut text = format!("{} answers erased; their facts stay\n", erasure["completions"]);
     for holder in erasure["held_by"].as_array().into_iter().flatten() {

@@ -165,6 +165,8 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
         "stored": {"type": "boolean"}, "policy": {"enum": ["full", "metadata", "none"]}, "redaction": maybe_text(),
         "erased_ms": ms, "expired_ms": ms, "prompts": {"type": ["array", "null"]}, "sketch": {"type": ["array", "null"]},
         "choices": {"type": "array", "items": {"type": "object", "properties": choice}},
+        "feedback": {"type": "array", "items": reference("Feedback"), "description": "Of one answer: what was said of it."},
+        "flags": {"type": "array", "items": {"type": "object"}, "description": "Of one answer: what rules found in it."},
     });
     add("JournalAnswer", object(answer, &["id", "object", "created_ms", "origin", "choices"]));
     let data = json!({"type": "array", "items": reference("JournalAnswer")});

@@ -91,6 +91,7 @@ pub fn operation(route: Route) -> Value {
         Route::GetFeedback => feedback::get(),
         Route::RetractFeedback => feedback::retract(),
         Route::ListFlags => flags::list(),
+        Route::ExportFlags => flags::export(),
         Route::GetFlag => flags::get(),
         Route::ResolveFlag => flags::resolve(),
         Route::FlagRules => flags::rules(),
