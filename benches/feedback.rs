@@ -19,10 +19,10 @@ use tunegate::{
         Timing,
     },
     metrics::Metrics,
-    store::{SqliteStore, Store, Write},
+    store::{Durable, SqliteStore, Store, Write},
     terms::{
-        AdapterName, AdapterVersion, Digest, Ending, FinishReason, Message, RecordPolicy, Role, Sampling, TokenScore,
-        Usage,
+        AdapterName, AdapterVersion, Digest, Ending, FinishReason, Message, Origin, RecordPolicy, Role, Sampling,
+        TokenScore, Usage,
     },
 };
 
@@ -95,7 +95,7 @@ fn fill(path: &Path, facts: usize) {
             at_ms: at as i64,
         })));
         stands = Some(Cursor(at as u64));
-        store.commit(&writes).expect("written");
+        store.commit(&writes.iter().collect::<Vec<_>>(), Durable::Now).expect("written");
     }
 }
 
@@ -113,14 +113,27 @@ fn fact(number: usize, full: bool, content: &Arc<Content>, answer: &str) -> Comp
         adapter: Some((AdapterName::parse("ticket-triage").expect("a name"), version(number % VERSIONS))),
         template: Some(Digest::of(b"template")),
         tokenizer: Digest::of(b"tokenizer"),
+        build: None,
+        origin: Origin::Served,
+        system: None,
         sampling: Sampling::default(),
         seed: number as u64,
         options: Options { max_tokens: vec![128], ..Options::default() },
         usage: Usage { prompt_tokens: 300, completion_tokens: 128, cached_tokens: 0 },
-        timing: Timing { queue_us: 10, first_token_us: Some(2000), total_us: 30_000 + (number % 1000) as u64 },
+        timing: Timing {
+            adapter_us: 0,
+            read_us: 0,
+            queue_us: 10,
+            first_token_us: Some(2000),
+            total_us: 30_000 + (number % 1000) as u64,
+        },
         policy: if full { RecordPolicy::Full } else { RecordPolicy::Metadata },
+        redaction: None,
         stored: false,
         user: None,
+        safety_identifier: None,
+        placement: None,
+        sketch: None,
         metadata: Map::new(),
         content: full.then(|| Arc::clone(content)),
         choices: vec![ChoiceRecord {
@@ -130,8 +143,11 @@ fn fact(number: usize, full: bool, content: &Arc<Content>, answer: &str) -> Comp
             fault: None,
             text: full.then(|| answer.to_owned()),
             scores: if full { vec![score; 128] } else { vec![score] },
+            tool_calls: None,
+            thread: None,
         }],
         erased_ms: None,
+        expired_ms: None,
     }
 }
 
@@ -161,7 +177,7 @@ fn thumbs(number: usize) -> Feedback {
 async fn measure(folder: &Path) {
     let store = SqliteStore::open(&folder.join("tunegate.db")).expect("a database");
     let metrics = Arc::new(Metrics::new());
-    let config = RecordConfig { policy: RecordPolicy::Full, data_dir: folder.to_owned(), max_pending: 64 };
+    let config = RecordConfig { data_dir: folder.to_owned(), max_pending: 64, ..RecordConfig::default() };
     let journal = Journal::open(Arc::new(store), &config, Arc::clone(&metrics)).expect("a journal");
     let flags = Flags::open(FlagRules::Default, journal.clone(), metrics).expect("sound rules");
     let end = journal.watch_durable().borrow().0;

@@ -9,10 +9,15 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use serde_json::Map;
 use tunegate::{
     config::RecordConfig,
-    journal::{ChoiceRecord, Completion, CompletionKind, Content, Given, Journal, Options, PromptContent, Timing},
+    journal::{
+        ChoiceRecord, Completion, CompletionKind, Content, Given, Journal, Options, PromptContent, Thread, Timing,
+    },
     metrics::Metrics,
     store::SqliteStore,
-    terms::{Digest, Ending, FinishReason, Message, RecordPolicy, Role, Sampling, TokenScore, Usage},
+    terms::{
+        Assignment, ConversationBy, Digest, Ending, FinishReason, Message, Origin, Placement, RecordPolicy, Role,
+        Sampling, Sketch, Split, SplitBy, TokenScore, Usage,
+    },
 };
 
 /// Rows that each writer records in one measurement.
@@ -28,7 +33,7 @@ fn strict_rows(criterion: &mut Criterion) {
         let folder = tempfile::tempdir().expect("a folder");
         let store = SqliteStore::open(&folder.path().join("tunegate.db")).expect("a database");
         let config =
-            RecordConfig { policy: RecordPolicy::Full, data_dir: folder.path().to_owned(), max_pending: writers };
+            RecordConfig { data_dir: folder.path().to_owned(), max_pending: writers, ..RecordConfig::default() };
         let journal = Journal::open(Arc::new(store), &config, Arc::new(Metrics::new())).expect("a journal");
         let content = Arc::new(content());
         group.throughput(Throughput::Elements(writers as u64 * ROWS));
@@ -64,6 +69,8 @@ fn content() -> Content {
 }
 
 fn answer(content: &Arc<Content>) -> Completion {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).expect("random numbers");
     let score = |token| TokenScore { token, logprob: -0.5, entropy: 1.0, top: Vec::new() };
     Completion {
         id: format!("chatcmpl-{:016x}", getrandom::u64().expect("a random number")),
@@ -76,14 +83,25 @@ fn answer(content: &Arc<Content>) -> Completion {
         adapter: None,
         template: Some(Digest::of(b"template")),
         tokenizer: Digest::of(b"tokenizer"),
+        build: Some("0.1.0 cpu fused fast avx2".to_owned()),
+        origin: Origin::Served,
+        system: None,
         sampling: Sampling::default(),
         seed: 7,
         options: Options { max_tokens: vec![TOKENS], ..Options::default() },
         usage: Usage { prompt_tokens: TOKENS, completion_tokens: TOKENS, cached_tokens: 0 },
-        timing: Timing { queue_us: 10, first_token_us: Some(1000), total_us: 100_000 },
+        timing: Timing { adapter_us: 1, read_us: 90, queue_us: 10, first_token_us: Some(1000), total_us: 100_000 },
         policy: RecordPolicy::Full,
+        redaction: None,
         stored: false,
         user: None,
+        safety_identifier: None,
+        placement: Some(Placement {
+            conversation: "chatcmpl-0123456789abcdef".to_owned(),
+            conversation_by: ConversationBy::Own,
+            assignment: Assignment { split: Split::Train, by: SplitBy::Message, audit_share: 0.05 },
+        }),
+        sketch: Some(Sketch { scale: 0.25, steps: [7; 64] }),
         metadata: Map::new(),
         content: Some(Arc::clone(content)),
         choices: vec![ChoiceRecord {
@@ -93,8 +111,11 @@ fn answer(content: &Arc<Content>) -> Completion {
             fault: None,
             text: Some("Check the seal of the main cylinder. ".repeat(20)),
             scores: (0..TOKENS as u32).map(score).collect(),
+            tool_calls: None,
+            thread: Some(Thread(random)),
         }],
         erased_ms: None,
+        expired_ms: None,
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
         source::{SourceError, Sources, Watch, WatchSettings},
     },
     config::{AdapterConfig, Config, Device},
-    engine,
+    data_dir, engine,
     feedback::Flags,
     gateway::{
         FirstUse, Gateway, GatewaySettings, Parts, Publisher,
@@ -168,11 +168,13 @@ pub fn build(config: &Config, metrics: &Arc<Metrics>) -> Result<Built, AppError>
         sources,
         first_use,
         text,
+        sketch: loaded.sketch,
         journal,
         metrics: Arc::clone(metrics),
         settings: GatewaySettings {
             base_names,
             base: loaded.digest,
+            build: format!("{} {}", env!("CARGO_PKG_VERSION"), loaded.engine),
             base_sampling: if config.model.own_sampling { loaded.sampling } else { SamplingLayer::default() },
             eos_tokens,
             record: config.record.policy,
@@ -250,6 +252,10 @@ pub fn record_file(data_dir: &Path) -> PathBuf {
 pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, AppError> {
     std::fs::create_dir_all(&config.record.data_dir)
         .map_err(|error| AppError::System(format!("{}: {error}", config.record.data_dir.display())))?;
+    if data_dir::is_restoring(&config.record.data_dir) {
+        let dir = config.record.data_dir.display();
+        return Err(AppError::System(format!("a restore of {dir} was interrupted: run tunegate restore again")));
+    }
     Ok(Arc::new(SqliteStore::open(&record_file(&config.record.data_dir))?))
 }
 
@@ -345,7 +351,8 @@ pub async fn serve(
     if let Err(error) = serving.await {
         tracing::error!(%error, "the listener ended by a panic");
     }
-    gateway.journal().idle().await;
+    // A record that is down is tried once more as the last of the gateway goes.
+    let _ = tokio::time::timeout(CLOSE_WITHIN, gateway.journal().idle()).await;
     tokio::task::spawn_blocking(move || built.stop()).await.map_err(|error| AppError::System(error.to_string()))
 }
 

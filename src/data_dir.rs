@@ -38,6 +38,26 @@ pub fn socket(data_dir: &Path) -> PathBuf {
     data_dir.join(SOCKET)
 }
 
+/// Stands in the directory while a backup is put into its place.
+const RESTORING: &str = "restore.unfinished";
+
+/// Whether a restore was interrupted: then what is there is neither the old nor the new.
+pub fn is_restoring(data_dir: &Path) -> bool {
+    data_dir.join(RESTORING).exists()
+}
+
+/// From now on nothing opens what is there. Durable when this returns.
+pub fn begin_restoring(data_dir: &Path) -> io::Result<()> {
+    File::create(data_dir.join(RESTORING))?.sync_all()?;
+    File::open(data_dir)?.sync_all()
+}
+
+/// What is there is whole again. Durable when this returns.
+pub fn end_restoring(data_dir: &Path) -> io::Result<()> {
+    fs::remove_file(data_dir.join(RESTORING))?;
+    File::open(data_dir)?.sync_all()
+}
+
 impl DataDir {
     /// Makes the directory if it is not there (readable by its owner alone) and takes it for `holder`, one line that
     /// tells others who has it.

@@ -45,7 +45,21 @@ pub struct Metrics {
     pub step_rows: Histogram,
     /// Tokens that a device could not decide.
     pub logits_fetched: IntCounter,
+    /// Choices whose client got an error because their row could not be written.
     pub record_failures: IntCounter,
+    /// Choices whose client has its finish and whose row there will never be.
+    pub record_lost: IntCounter,
+    /// Choices that wait in memory for a store that cannot be written.
+    pub record_held: IntGauge,
+    /// Set when it is read.
+    pub record_up: IntGauge,
+    /// Answers that retention took content or all from.
+    pub retention_removed: IntCounterVec,
+    /// Answers that it left alone because they are held.
+    pub retention_held: IntGauge,
+    pub record_bytes: IntGauge,
+    /// What was replaced before it was stored, by rule.
+    pub redacted: IntCounterVec,
     pub recorded: IntCounterVec,
     pub record_commit_seconds: Histogram,
     /// What was said of answers, by how its target stood; `repeated`: it was known already.
@@ -209,7 +223,37 @@ impl Metrics {
                 "tunegate_logits_fetched_total",
                 "Rows of logits that left a device, since it could not decide their token: draws beyond its candidates, near ties.",
             ),
-            record_failures: counter("tunegate_record_failures_total", "Answers that could not be recorded."),
+            record_failures: counter(
+                "tunegate_record_failures_total",
+                "Choices whose client got an error because they could not be recorded in time.",
+            ),
+            record_lost: counter(
+                "tunegate_record_lost_total",
+                "Choices that were answered and are not on record. Anything but 0 deserves an alarm.",
+            ),
+            record_held: gauge(
+                "tunegate_record_held",
+                "Choices that have ended and wait in memory until the record can be written.",
+            ),
+            record_up: gauge("tunegate_record_up", "1 while the record can be written, else 0."),
+            retention_removed: counters(
+                "tunegate_retention_removed_total",
+                "Answers that retention took something from: their content, or their facts.",
+                &["what"],
+            ),
+            retention_held: gauge(
+                "tunegate_retention_held",
+                "Answers that are older than is kept and stay because something names them.",
+            ),
+            record_bytes: gauge(
+                "tunegate_record_bytes",
+                "What the database uses, as of the last look of retention; 0 without retention.",
+            ),
+            redacted: counters(
+                "tunegate_redacted_total",
+                "What was replaced before it was stored, by rule of --redact-rules.",
+                &["rule"],
+            ),
             recorded: counters("tunegate_recorded_total", "Recorded choices, by ending.", &["ending"]),
             record_commit_seconds: histogram(
                 "tunegate_record_commit_seconds",

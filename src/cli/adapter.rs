@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use self::offline::{Outcome, Question};
-use super::operator::{Server, escaped};
+use super::operator::{Server, escaped_name};
 use crate::{
     config::{Layer, Settings},
     model_files,
@@ -207,7 +207,7 @@ fn remote(command: &AdapterCommand, json: bool, server: &Server) -> Result<Optio
         AdapterCommand::Rollback { name, to, change } => {
             let mut body = change.body();
             body.extend(to.as_ref().map(|to| ("version".to_owned(), json!(to))));
-            let path = format!("/v1/adapters/{}/rollback", escaped(name));
+            let path = format!("/v1/adapters/{}/rollback", escaped_name(name));
             server.post(&path, body.into())?.and_then(|value| done(value, shown::change))
         }
         AdapterCommand::Release { name, change } => {
@@ -215,7 +215,7 @@ fn remote(command: &AdapterCommand, json: bool, server: &Server) -> Result<Optio
             server.post(&path, change.body().into())?.and_then(|value| done(value, shown::released))
         }
         AdapterCommand::History { name } => {
-            let path = format!("/v1/adapters/{}", escaped(name));
+            let path = format!("/v1/adapters/{}", escaped_name(name));
             server.get(&path)?.and_then(|value| done(value, shown::history))
         }
     };

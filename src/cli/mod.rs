@@ -1,9 +1,11 @@
 //! One file for each command.
 
 pub mod adapter;
+pub mod backup;
 pub mod bench;
 pub mod eval;
 pub mod flags;
+pub mod journal;
 mod line;
 mod operator;
 pub mod replay;
@@ -29,6 +31,9 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     Adapter(adapter::AdapterArgs),
     Eval(eval::EvalArgs),
+    Journal(Box<journal::JournalArgs>),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
     Flags(flags::FlagsArgs),
     Report(report::ReportArgs),
     Replay(Box<replay::ReplayArgs>),
@@ -45,6 +50,9 @@ pub fn run(line: Vec<String>) -> ExitCode {
         Command::Serve(args) => serve::run(line::Line::of(*args)),
         Command::Adapter(args) => code(adapter::run(args)),
         Command::Eval(args) => code(eval::run(args)),
+        Command::Journal(args) => code(journal::run(*args)),
+        Command::Backup(args) => code(backup::backup(args)),
+        Command::Restore(args) => code(backup::restore(args)),
         Command::Flags(args) => code(flags::run(args)),
         Command::Report(args) => code(report::run(args)),
         Command::Replay(args) => replay::run(*args),

@@ -2,13 +2,16 @@
 //! its owner, or one at a URL.
 
 use std::{
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use http::Request;
+use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Bytes, client::conn::http1};
+use hyper::{
+    body::{Bytes, Incoming},
+    client::conn::http1,
+};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::Value;
@@ -66,6 +69,17 @@ impl Server {
         self.json("POST", path, Some(body))
     }
 
+    /// Writes what the server answers to `out` as it comes; `None` if no server holds the directory.
+    ///
+    /// # Errors
+    /// As [`Server::get`], also where the answer broke off.
+    pub fn download(&self, path: &str, out: &mut dyn Write) -> Result<Option<()>, String> {
+        match &self.0 {
+            Place::DataDir(data_dir) => download_socket(data_dir, path, out),
+            Place::Url { url, key } => download_url(url, key.as_deref(), path, out).map(Some),
+        }
+    }
+
     /// As [`Server::get`], whatever text it is.
     ///
     /// # Errors
@@ -90,14 +104,32 @@ impl Server {
             }
             Place::Url { url, key } => (ask_url(url, key.as_deref(), method, path, body)?, url.clone()),
         };
-        if answered.fine {
-            return Ok(Some(answered.body));
-        }
-        match serde_json::from_slice::<Refused>(&answered.body) {
-            Ok(refused) => Err(refused.error.message),
-            Err(_) => Err(format!("{whose} answered no words of ours")),
+        if answered.fine { Ok(Some(answered.body)) } else { Err(refusal(&answered.body, &whose)) }
+    }
+}
+
+fn refusal(body: &[u8], whose: &str) -> String {
+    match serde_json::from_slice::<Refused>(body) {
+        Ok(refused) => refused.error.message,
+        Err(_) => format!("{whose} answered no words of ours"),
+    }
+}
+
+/// An adapter's name in a route: its slashes stay, what could mean something else is escaped.
+pub fn escaped_name(name: &str) -> String {
+    name.split('/').map(escaped).collect::<Vec<_>>().join("/")
+}
+
+/// A part of a path or query, each byte that could mean something else escaped.
+pub fn escaped(part: &str) -> String {
+    let mut text = String::with_capacity(part.len());
+    for byte in part.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => text.push(char::from(byte)),
+            other => text.push_str(&format!("%{other:02X}")),
         }
     }
+    text
 }
 
 /// The body that the server of a data directory answers to a POST of `path` without a body; `None` if no server holds the
@@ -110,39 +142,95 @@ pub fn post(data_dir: &Path, path: &str) -> Result<Option<Bytes>, String> {
 }
 
 fn ask_socket(data_dir: &Path, method: &str, path: &str, body: Option<String>) -> Result<Option<Answered>, String> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let socket = data_dir::socket(data_dir);
-        let stream = match UnixStream::connect(&socket).await {
-            Ok(stream) => stream,
-            // A server that was killed leaves its socket behind.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                return Ok(None);
-            }
-            Err(error) => return Err(format!("{}: {error}", socket.display())),
-        };
-        let broke = |error: hyper::Error| format!("the server of {} did not answer: {error}", data_dir.display());
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
-        // How the connection ends shows in the answer.
-        let carried = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "localhost")
-            .header("content-type", "application/json")
-            .header("accept", "application/json")
-            .body(Full::<Bytes>::from(body.unwrap_or_default()))
-            .map_err(|error| error.to_string())?;
-        let response = sender.send_request(request).await.map_err(broke)?;
+    let whose = || format!("the server of {}", data_dir.display());
+    within(async {
+        let Some(response) = request_socket(data_dir, method, path, body).await? else { return Ok(None) };
         let fine = response.status().is_success();
-        let body = response.into_body().collect().await.map_err(broke)?.to_bytes();
-        carried.abort();
-        Ok(Some(Answered { fine, body }))
+        let body = response.into_body().collect().await.map_err(|error| format!("{} broke off: {error}", whose()))?;
+        Ok(Some(Answered { fine, body: body.to_bytes() }))
     })
 }
 
+fn download_socket(data_dir: &Path, path: &str, out: &mut dyn Write) -> Result<Option<()>, String> {
+    let whose = format!("the server of {}", data_dir.display());
+    let broke = |error: hyper::Error| format!("{whose} broke off: {error}");
+    within(async {
+        let Some(response) = request_socket(data_dir, "GET", path, None).await? else { return Ok(None) };
+        let fine = response.status().is_success();
+        let mut body = response.into_body();
+        if !fine {
+            return Err(refusal(&body.collect().await.map_err(broke)?.to_bytes(), &whose));
+        }
+        while let Some(frame) = body.frame().await {
+            if let Some(bytes) = frame.map_err(broke)?.data_ref() {
+                out.write_all(bytes).map_err(|error| error.to_string())?;
+            }
+        }
+        out.flush().map(Some).map_err(|error| error.to_string())
+    })
+}
+
+fn within<T>(asked: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    runtime.map_err(|error| error.to_string())?.block_on(asked)
+}
+
+/// `None` if nobody listens.
+async fn request_socket(
+    data_dir: &Path,
+    method: &str,
+    path: &str,
+    body: Option<String>,
+) -> Result<Option<Response<Incoming>>, String> {
+    let socket = data_dir::socket(data_dir);
+    let stream = match UnixStream::connect(&socket).await {
+        Ok(stream) => stream,
+        // A server that was killed leaves its socket behind.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(format!("{}: {error}", socket.display())),
+    };
+    let broke = |error: hyper::Error| format!("the server of {} did not answer: {error}", data_dir.display());
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
+    // How the connection ends shows in the answer.
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .header("accept", "application/json")
+        .body(Full::<Bytes>::from(body.unwrap_or_default()))
+        .map_err(|error| error.to_string())?;
+    sender.send_request(request).await.map(Some).map_err(broke)
+}
+
+fn download_url(url: &str, key: Option<&str>, path: &str, out: &mut dyn Write) -> Result<(), String> {
+    let mut response = request_url(url, key, "GET", path, None)?;
+    let broke = |error: &dyn std::fmt::Display| format!("{url} broke off: {error}");
+    if !response.status().is_success() {
+        return Err(refusal(&response.body_mut().read_to_vec().map_err(|error| broke(&error))?, url));
+    }
+    let mut reader = response.body_mut().with_config().limit(u64::MAX).reader();
+    io::copy(&mut reader, out).map_err(|error| broke(&error))?;
+    out.flush().map_err(|error| error.to_string())
+}
+
 fn ask_url(url: &str, key: Option<&str>, method: &str, path: &str, body: Option<String>) -> Result<Answered, String> {
+    let mut response = request_url(url, key, method, path, body)?;
+    let fine = response.status().is_success();
+    let body = response.body_mut().read_to_vec().map_err(|error| format!("{url}: {error}"))?;
+    Ok(Answered { fine, body: body.into() })
+}
+
+fn request_url(
+    url: &str,
+    key: Option<&str>,
+    method: &str,
+    path: &str,
+    body: Option<String>,
+) -> Result<Response<ureq::Body>, String> {
     let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
     let mut request = Request::builder()
         .method(method)
@@ -153,20 +241,5 @@ fn ask_url(url: &str, key: Option<&str>, method: &str, path: &str, body: Option<
         request = request.header("authorization", format!("Bearer {key}"));
     }
     let request = request.body(body.unwrap_or_default()).map_err(|error| format!("{url}: {error}"))?;
-    let mut response = agent.run(request).map_err(|error| nobody(url, &error, "--url"))?;
-    let fine = response.status().is_success();
-    let body = response.body_mut().read_to_vec().map_err(|error| format!("{url}: {error}"))?;
-    Ok(Answered { fine, body: body.into() })
-}
-
-/// A name in a route or a query: its slashes stay, what could mean something else is escaped.
-pub fn escaped(name: &str) -> String {
-    let mut path = String::new();
-    for byte in name.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'/' => path.push(char::from(byte)),
-            other => path.push_str(&format!("%{other:02X}")),
-        }
-    }
-    path
+    agent.run(request).map_err(|error| nobody(url, &error, "--url"))
 }

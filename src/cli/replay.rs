@@ -87,16 +87,9 @@ fn run_here(config: &Config, id: &str) -> Result<Replay, String> {
     replay
 }
 
-/// The route of an id, each byte that could mean something else escaped.
+/// The route of an id.
 fn path(id: &str) -> String {
-    let mut path = "/admin/replay/".to_owned();
-    for byte in id.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => path.push(char::from(byte)),
-            other => path.push_str(&format!("%{other:02X}")),
-        }
-    }
-    path
+    format!("/admin/replay/{}", operator::escaped(id))
 }
 
 /// True if both answers are the same.

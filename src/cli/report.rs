@@ -5,7 +5,7 @@ use std::{io::Write, path::PathBuf};
 use serde_json::Value;
 
 use super::{
-    operator::{Server, escaped},
+    operator::{Server, escaped, escaped_name},
     table::{moment, short, table, text},
 };
 use crate::config::{Layer, Settings};
@@ -84,7 +84,7 @@ pub fn run(args: ReportArgs) -> Result<(), String> {
 }
 
 fn path(args: &ReportArgs) -> Result<String, String> {
-    let mut path = format!("/v1/adapters/{}/report?", escaped(&args.adapter));
+    let mut path = format!("/v1/adapters/{}/report?", escaped_name(&args.adapter));
     let mut with = |name: &str, value: String| path += &format!("{name}={}&", escaped(&value));
     if let Some(versions) = &args.versions {
         with("versions", versions.clone());

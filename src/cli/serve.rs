@@ -19,6 +19,7 @@ use crate::{
     data_dir::DataDir,
     feedback::RuleSet,
     http::auth::{Keys, KeysError},
+    journal::Redactor,
     model::{self, ModelSource},
     terms::RecordPolicy,
 };
@@ -106,6 +107,7 @@ fn checked(settings: &Settings, model: Result<PathBuf, Fault>) -> Result<Config,
         Err(fault) => (PathBuf::new(), vec![fault]),
     };
     faults.extend(fault_of_keys(settings));
+    faults.extend(fault_of_rules(settings));
     faults.extend(faults_of_rules(settings));
     match settings.settle(model) {
         Ok(config) if faults.is_empty() => Ok(config),
@@ -133,6 +135,11 @@ fn fault_of_keys(settings: &Settings) -> Option<Fault> {
     let error = keys.err()?;
     let name = if matches!(error, KeysError::Empty) { "api_key" } else { "api_keys_file" };
     Some(Fault { place: settings.place(name), reason: error.to_string() })
+}
+
+fn fault_of_rules(settings: &Settings) -> Option<Fault> {
+    let reason = Redactor::check(settings.said.redact_rules.as_deref()?).err()?;
+    Some(Fault { place: settings.place("redact_rules"), reason })
 }
 
 fn faults_of_rules(settings: &Settings) -> Vec<Fault> {

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens};
+use super::{
+    record::{DurabilityName, OnFault},
+    value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens},
+};
 use crate::terms::RecordPolicy;
 
 /// Declares every setting once: its name is its flag (`--max-num-seqs`), its key in the file (`max-num-seqs`) and its
@@ -282,6 +285,40 @@ settings! {
     /// Choices that may be under way or waiting to be recorded (default: 1024)
     #[arg(long, value_name = "COUNT", help_heading = "Record")]
     record_max_pending: usize,
+    /// When an answer's finish may reach its client: strict (its row is on disk), group (at once; on disk within
+    /// --record-group-ms) or best-effort (at once; on disk when the system likes) (default: strict)
+    #[arg(long, value_name = "PROMISE", value_parser = DurabilityName::parse, help_heading = "Record")]
+    record_durability: DurabilityName,
+    /// With --record-durability group: within how many milliseconds an answer is on disk; 50 by default
+    #[arg(long, value_name = "MILLISECONDS", help_heading = "Record")]
+    record_group_ms: u64,
+    /// While the record cannot be written: refuse new requests, or serve them and count what is lost (default: refuse)
+    #[arg(long, value_name = "POLICY", value_parser = OnFault::parse, help_heading = "Record")]
+    record_on_fault: OnFault,
+    /// A write of the record that takes longer counts as a fault, in milliseconds (default: 5000)
+    #[arg(long, value_name = "MILLISECONDS", help_heading = "Record")]
+    record_stall_ms: u64,
+    /// The share of conversations whose answers are only for measuring, never for training (default: 0.1)
+    #[arg(long, value_name = "SHARE", help_heading = "Record")]
+    split_held_out: f64,
+    /// The share of conversations that are the uniform sample for people to look at, never for training (default: 0.05)
+    #[arg(long, value_name = "SHARE", help_heading = "Record")]
+    split_audit: f64,
+    /// What decides who is held out; a secret of the data directory by default
+    #[arg(long, value_name = "SECRET", help_heading = "Record")]
+    split_secret: String,
+    /// A TOML file of rules for what is replaced before anything is stored: addresses, numbers, patterns
+    #[arg(long, value_name = "FILE", help_heading = "Record")]
+    redact_rules: PathBuf,
+    /// Days after which the content of an answer is removed; kept for ever by default
+    #[arg(long, value_name = "DAYS", help_heading = "Record")]
+    retain_content_days: u32,
+    /// Days after which the facts of an answer are removed as well; kept for ever by default
+    #[arg(long, value_name = "DAYS", help_heading = "Record")]
+    retain_facts_days: u32,
+    /// What the database may use before content is removed, oldest first; no limit by default
+    #[arg(long, value_name = "BYTES", help_heading = "Record")]
+    retain_bytes: Bytes,
     /// Rules that flag answers: a TOML file, read again when it changes; `default` for those that come with the program, or `none`
     /// (default: default)
     #[arg(long, value_name = "FILE", help_heading = "Record")]

@@ -3,6 +3,7 @@
 //! The structs here are settled values, as the rooms use them; layering, flags and the TOML form live beside them.
 
 mod layer;
+mod record;
 mod s3;
 mod settings;
 mod source;
@@ -13,14 +14,13 @@ mod vllm_flags;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use layer::Layer;
+pub use record::{Durability, OnFault, RecordConfig, RetentionConfig, SplitConfig};
 pub use s3::{AWS_VARIABLES, ContainerRole, S3Credentials, S3Keys, WebIdentity};
 pub use settings::{Fault, LogFormat, Settings};
 pub use source::{
     DEFAULT_REGION, FetchConfig, FollowConfig, HubConfig, S3Place, Secret, SourceConfig, SourcePlace, ip_of,
     parse as parse_source,
 };
-
-use crate::terms::RecordPolicy;
 
 /// What one engine may hold and how it steps.
 #[derive(Clone, Debug)]
@@ -125,16 +125,6 @@ impl Default for AdapterConfig {
             follow: FollowConfig::default(),
         }
     }
-}
-
-/// What is recorded, and where.
-#[derive(Clone, Debug)]
-pub struct RecordConfig {
-    pub policy: RecordPolicy,
-    /// Holds the database, the vault and the server's socket.
-    pub data_dir: PathBuf,
-    /// Answers that may be under way at the same time.
-    pub max_pending: usize,
 }
 
 /// The rules that flag answers.

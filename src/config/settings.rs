@@ -1,6 +1,7 @@
 //! From layers to settled values: file < environment < flags, then defaults, once. Every fault is found, not the first.
 
 mod adapters;
+mod record;
 mod s3;
 
 use std::{
@@ -16,10 +17,9 @@ use serde::Deserialize;
 
 use super::{
     AWS_VARIABLES, AdminConfig, Config, CpuConfig, Device, EngineConfig, FlagRules, Instructions, Layer, LimitsConfig,
-    ModelConfig, RecordConfig, ServerConfig,
+    ModelConfig, ServerConfig,
     value::{Bytes, ContextLength, DeviceName, DtypeName, Switch, Tokens},
 };
-use crate::terms::RecordPolicy;
 
 /// One thing that is wrong with the settings, and where it was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,12 +146,13 @@ impl Settings {
 
     /// Every setting that was given, with where; secrets are not shown.
     pub fn shown(&self) -> Vec<(String, String, String)> {
-        const SECRETS: [&str; 6] = [
+        const SECRETS: [&str; 7] = [
             "api_key",
             "admin_key",
             "hf_token",
             "s3_secret_access_key",
             "s3_session_token",
+            "split_secret",
             // Whoever knows the path gets the keys.
             "s3_container_credentials_uri",
         ];
@@ -175,22 +176,11 @@ impl Settings {
         let said = &self.said;
         let engine = check.engine();
         let limits = check.limits();
-        // Less would refuse the largest requests for ever.
-        let least_pending = limits.max_choices as usize;
         let config = Config {
             server: check.server(),
             model: check.model(model),
             adapters: check.adapters(),
-            record: RecordConfig {
-                policy: said.record.unwrap_or(RecordPolicy::Full),
-                data_dir: self.data_dir(),
-                max_pending: check.at_least(
-                    "record_max_pending",
-                    said.record_max_pending,
-                    least_pending.max(1024),
-                    least_pending,
-                ),
-            },
+            record: check.record(&limits),
             flag_rules: self.flag_rules(),
             limits,
             engine,

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     journal::{Completion, Cursor, Followed, Journal, JournalError, ReferenceAnswer},
-    terms::{AdapterName, AdapterVersion, Digest},
+    terms::{AdapterName, AdapterVersion, Digest, Origin},
 };
 
 /// Versions whose references are kept at hand.
@@ -77,7 +77,8 @@ impl Looker {
     /// [`JournalError`] if the record cannot be read.
     pub async fn look(&mut self, rules: &Arc<RuleSet>, rows: Vec<Followed>) -> Result<Looked, JournalError> {
         let mut ready = Vec::with_capacity(rows.len());
-        for Followed { cursor, completion } in rows {
+        // What other programs said, or a version said once more, is no answer of ours.
+        for Followed { cursor, completion } in rows.into_iter().filter(|row| row.completion.origin == Origin::Served) {
             let completion = Arc::new(completion);
             let references = self.references(rules, cursor, &completion).await?;
             let near = self.near(rules, &completion).await?;

@@ -3,6 +3,7 @@
 //! afterwards.
 
 mod checks;
+pub mod export;
 mod follow;
 mod look;
 pub mod report;

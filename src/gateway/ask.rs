@@ -8,7 +8,7 @@ use crate::journal::{CompletionKind, JournalError};
 use crate::{
     adapters::{AdapterError, Residency},
     engine::{EngineFault, KvSalt, SubmitError},
-    terms::{FinishReason, Message, RecordPolicy, SamplingLayer, TokenScore, Usage},
+    terms::{FinishReason, Message, Origin, RecordPolicy, SamplingLayer, TokenScore, Usage},
     text::TextError,
 };
 
@@ -49,7 +49,11 @@ pub struct Ask {
     /// `store: true`: listable afterwards.
     pub store: bool,
     pub user: Option<String>,
+    pub safety_identifier: Option<String>,
+    /// The client's id of the conversation.
+    pub conversation: Option<String>,
     pub metadata: Map<String, Value>,
+    pub origin: Origin,
 }
 
 /// The question.
@@ -113,6 +117,8 @@ pub struct ReplyHead {
     pub version: String,
     /// Where the adapter's weights were when the request came, for the header `x-tunegate-adapter-tier`; `None` for the base.
     pub found: Option<Residency>,
+    /// The conversation that it is recorded in.
+    pub conversation: String,
     pub prompt_tokens: usize,
 }
 
@@ -160,9 +166,11 @@ impl From<JournalError> for AskError {
     fn from(error: JournalError) -> Self {
         match error {
             JournalError::Full { retry_after_ms, .. } => Self::RecordFull { retry_after_ms },
-            JournalError::Down { reason } | JournalError::Write { reason } | JournalError::Read { reason } => {
-                Self::RecordDown { reason }
-            }
+            JournalError::Down { reason }
+            | JournalError::Write { reason }
+            | JournalError::Read { reason }
+            | JournalError::Secret { reason }
+            | JournalError::Rules { reason } => Self::RecordDown { reason },
             JournalError::UnknownCursor { after } => Self::RecordDown { reason: after },
         }
     }

@@ -1,6 +1,7 @@
 //! One request from question to recorded answer. Used by HTTP, evaluation, probes and replay alike.
 
 mod ask;
+mod belonging;
 mod choice;
 mod first_use;
 pub mod publish;
@@ -34,7 +35,7 @@ use crate::{
     engine::EngineHandle,
     journal::{Journal, Slot},
     metrics::Metrics,
-    terms::{Digest, RecordPolicy, SamplingLayer},
+    terms::{Digest, RecordPolicy, SamplingLayer, TokenSketch},
     text::Text,
 };
 
@@ -47,6 +48,8 @@ pub struct Parts {
     /// Looks for names that are not known; `None` where that is not wanted.
     pub first_use: Option<Arc<FirstUse>>,
     pub text: Arc<Text>,
+    /// What prompts are about, for the record.
+    pub sketch: Arc<TokenSketch>,
     pub journal: Journal,
     pub metrics: Arc<Metrics>,
     pub settings: GatewaySettings,
@@ -58,6 +61,8 @@ pub struct GatewaySettings {
     /// The base's names; answers echo the first.
     pub base_names: Vec<String>,
     pub base: Digest,
+    /// Version of the server and what it computes with, as it is recorded.
+    pub build: String,
     /// Sampling defaults that come with the base.
     pub base_sampling: SamplingLayer,
     /// Tokens that end a turn of the base.
@@ -128,6 +133,7 @@ impl Gateway {
             route => route?,
         };
         let slot = parts.journal.reserve(question::choices(&ask))?;
+        let began = Instant::now();
         let lease = match &route {
             Route::Base => None,
             Route::Adapter { name, version } => {
@@ -135,7 +141,7 @@ impl Gateway {
                 Some(parts.adapters.lease_within(name, *version, left).await?)
             }
         };
-        self.answer(ask, lease, slot).await
+        self.answer(ask, lease, slot, began.elapsed()).await
     }
 
     /// As [`Gateway::ask`], of weights that the caller holds, whether or not a name points at them. `ask.model` has no
@@ -148,11 +154,18 @@ impl Gateway {
             return Err(AskError::Draining);
         }
         let slot = self.0.parts.journal.reserve(question::choices(&ask))?;
-        self.answer(ask, Some(lease), slot).await
+        self.answer(ask, Some(lease), slot, Duration::ZERO).await
     }
 
-    async fn answer(&self, ask: Ask, lease: Option<AdapterLease>, slot: Slot) -> Result<Reply, AskError> {
-        let question = question::settle(self, ask, lease).await?;
+    /// `waited` is how long the adapter was waited for.
+    async fn answer(
+        &self,
+        ask: Ask,
+        lease: Option<AdapterLease>,
+        slot: Slot,
+        waited: Duration,
+    ) -> Result<Reply, AskError> {
+        let question = question::settle(self, ask, lease, waited).await?;
         reply::begin(self, question, slot).await
     }
 

@@ -1,13 +1,16 @@
 //! A request with everything settled: prompts as tokens, sampling, stops, limits.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use super::{Ask, AskError, Gateway, Prompt};
+use super::{Ask, AskError, Gateway, Prompt, belonging::Belonging};
 use crate::{
     adapters::AdapterLease,
     engine::{EngineLimits, SubmitError},
-    journal::{Content, Given, Options, PromptContent},
-    terms::{Digest, RecordPolicy, Sampling, SamplingLayer, TemplateSource},
+    journal::{Content, Given, Options, Place, PromptContent, Redactor, Timing},
+    terms::{Digest, RecordPolicy, Sampling, SamplingLayer, Sketch, TemplateSource},
     text::{ChatOptions, Text, TextError},
 };
 
@@ -22,6 +25,11 @@ pub(super) struct Question {
     pub stop_tokens: Arc<[u32]>,
     pub template: Option<Digest>,
     pub policy: RecordPolicy,
+    pub belonging: Belonging,
+    /// Of all prompts together; only where content is kept.
+    pub sketch: Option<Sketch>,
+    /// What came before admission.
+    pub timing: Timing,
 }
 
 /// A prompt as the model reads it, and how long its answers may be.
@@ -36,7 +44,13 @@ pub(super) fn choices(ask: &Ask) -> usize {
     ask.prompts.len() * ask.n as usize
 }
 
-pub(super) async fn settle(gateway: &Gateway, ask: Ask, lease: Option<AdapterLease>) -> Result<Question, AskError> {
+pub(super) async fn settle(
+    gateway: &Gateway,
+    ask: Ask,
+    lease: Option<AdapterLease>,
+    waited: Duration,
+) -> Result<Question, AskError> {
+    let began = Instant::now();
     let settings = gateway.settings();
     let limits = gateway.engine().limits();
     let card = lease.as_ref().map(|lease| &lease.card);
@@ -71,6 +85,12 @@ pub(super) async fn settle(gateway: &Gateway, ask: Ask, lease: Option<AdapterLea
     stop_tokens.sort_unstable();
     stop_tokens.dedup();
     let policy = [Some(settings.record), ask.caller.record, ask.record].into_iter().flatten().min();
+    let policy = policy.unwrap_or(settings.record);
+    let sketch = (policy == RecordPolicy::Full).then(|| {
+        let tokens = prompts.iter().flat_map(|prompt| prompt.tokens.iter());
+        Sketch::of(&gateway.0.parts.sketch.mean(tokens))
+    });
+    let belonging = Belonging::of(gateway, &ask).await;
     let chat = ask.prompts.iter().any(|prompt| matches!(prompt, Prompt::Chat { .. }));
     Ok(Question {
         seed: match ask.seed {
@@ -81,7 +101,14 @@ pub(super) async fn settle(gateway: &Gateway, ask: Ask, lease: Option<AdapterLea
             })?,
         },
         template: template.filter(|_| chat).map(|template| template.digest),
-        policy: policy.unwrap_or(settings.record),
+        policy,
+        belonging,
+        sketch,
+        timing: Timing {
+            adapter_us: waited.as_micros() as u64,
+            read_us: began.elapsed().as_micros() as u64,
+            ..Timing::default()
+        },
         stop_tokens: stop_tokens.into(),
         lease,
         prompts,
@@ -149,11 +176,16 @@ fn read(text: &Text, prompt: &Prompt, template: Option<&TemplateSource>) -> Resu
 }
 
 impl Question {
-    /// The prompts as they are recorded.
-    pub fn content(&self) -> Content {
+    /// The prompts as they are recorded. Where texts are redacted, ids of tokens are read as text: they say the same.
+    pub fn content(&self, redactor: &Redactor, text: &Text) -> Content {
         let given = self.ask.prompts.iter().map(|prompt| match prompt {
             Prompt::Chat { messages, .. } => Given::Messages(messages.clone()),
             Prompt::Text(text) => Given::Text(text.clone()),
+            Prompt::Tokens(tokens) if redactor.version().is_some() => match text.decode(tokens, false) {
+                Ok(said) if !redactor.finds(Place::Prompt, &said) => Given::Tokens,
+                Ok(said) => Given::Text(said),
+                Err(_) => Given::Tokens,
+            },
             Prompt::Tokens(_) => Given::Tokens,
         });
         let prompts = given.zip(&self.prompts);

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{Ask, AskError, Caller, Gateway, Prompt, ReplyError};
 use crate::{
     engine::KvSalt,
-    journal::{ChoiceRecord, Completion, Content, JournalError},
-    terms::{Digest, Ending, RecordPolicy, SamplingLayer},
+    journal::{ChoiceRecord, Completion, Content, JournalError, NOT_KEPT, as_kept},
+    terms::{Digest, Ending, Origin, RecordPolicy, SamplingLayer},
 };
 
 /// What became of a recorded request when it ran again.
@@ -53,6 +53,10 @@ pub enum ReplayError {
     NotKept { id: String, policy: RecordPolicy },
     #[error("the content of '{id}' has been erased")]
     Erased { id: String },
+    #[error("the content of '{id}' was older than is kept")]
+    Expired { id: String },
+    #[error("'{id}' was redacted before it was stored, so there is nothing to run again and compare")]
+    Redacted { id: String },
     #[error("'{id}' asked for no tokens, so there is nothing to compare")]
     Empty { id: String },
     #[error("'{id}' was answered by the base {recorded}; this server has the base {here}")]
@@ -112,11 +116,19 @@ impl Gateway {
             return Err(ReplayError::Empty { id: id() });
         }
         match (&completion.content, completion.erased_ms) {
+            (Some(content), _) if is_redacted(completion, content) => Err(ReplayError::Redacted { id: id() }),
             (Some(content), _) => Ok(content),
             (None, Some(_)) => Err(ReplayError::Erased { id: id() }),
+            (None, None) if completion.expired_ms.is_some() => Err(ReplayError::Expired { id: id() }),
             (None, None) => Err(ReplayError::NotKept { id: id(), policy: completion.policy }),
         }
     }
+}
+
+/// Whether ids of tokens were left out because they would say what was replaced.
+fn is_redacted(completion: &Completion, content: &Content) -> bool {
+    let answered = completion.choices.iter().flat_map(|choice| &choice.scores);
+    content.prompts.iter().any(|prompt| prompt.tokens.is_empty()) || answered.into_iter().any(|s| s.token == NOT_KEPT)
 }
 
 /// The request once more, every setting as it was settled then. `run` tells one replay from another.
@@ -160,7 +172,10 @@ fn again(completion: &Completion, content: &Content, base_name: &str, run: u64) 
         adapter_wait: None,
         store: false,
         user: None,
+        safety_identifier: None,
+        conversation: None,
         metadata: serde_json::Map::new(),
+        origin: Origin::Replayed,
     }
 }
 
@@ -173,7 +188,9 @@ fn compared(then: &ChoiceRecord, now: &ChoiceRecord) -> ReplayedChoice {
     let parts_at = (0..length).find(|&at| recorded.tokens.get(at) != replayed.tokens.get(at));
     let same = then.scores.iter().zip(&now.scores).take(parts_at.unwrap_or(length));
     let max_logprob_gap = same
-        .map(|(then, now)| if then.logprob == now.logprob { 0.0 } else { (then.logprob - now.logprob).abs() })
+        // What is on record was rounded; so is what it is compared with.
+        .map(|(then, now)| (as_kept(then.logprob), as_kept(now.logprob)))
+        .map(|(then, now)| if then == now { 0.0 } else { (then - now).abs() })
         .fold(0.0, f32::max)
         .min(f32::MAX);
     let ends_alike = match then.ending {

@@ -90,7 +90,7 @@ pub(super) async fn begin(gateway: &Gateway, question: Question, slot: Slot) -> 
             Some(lease) => gateway.metrics().adapter(lease.name.as_str(), &lease.version.short()),
             None => gateway.metrics().adapter(gateway.base_name(), &gateway.settings().base.short()),
         },
-        content: full.then(|| Arc::new(question.content())),
+        content: full.then(|| Arc::new(question.content(gateway.journal().redactor(), gateway.text()))),
         options: question.options(),
         choices: Vec::new(),
         events: SelectAll::new(),
@@ -104,7 +104,7 @@ pub(super) async fn begin(gateway: &Gateway, question: Question, slot: Slot) -> 
             prompt_tokens: question.prompts.iter().map(|prompt| prompt.tokens.len()).sum(),
             ..Usage::default()
         },
-        timing: Timing::default(),
+        timing: question.timing,
         finished: 0,
         done: false,
         _running: gateway.count_running(&question.ask.id, question.ask.caller.key.as_deref()),
@@ -187,6 +187,7 @@ fn head(gateway: &Gateway, question: &Question, created: i64) -> ReplyHead {
         fingerprint: format!("fp_{}", fingerprint.short()),
         version,
         found: question.lease.as_ref().map(|lease| lease.found),
+        conversation: question.belonging.placement.conversation.clone(),
         prompt_tokens: question.prompts.iter().map(|prompt| prompt.tokens.len()).sum(),
     }
 }
@@ -409,6 +410,8 @@ impl Reply {
             fault,
             text: Some(running.text.text().to_owned()),
             scores: running.text.take_scores(),
+            tool_calls: None,
+            thread: self.question.belonging.thread_after(running.text.text()),
         };
         self.timing.total_us = self.admitted.elapsed().as_micros() as u64;
         self.series.ended(ending.as_str());
@@ -432,18 +435,26 @@ impl Reply {
             adapter: self.question.lease.as_ref().map(|lease| (lease.name.clone(), lease.version)),
             template: self.question.template,
             tokenizer: self.gateway.text().digest(),
+            build: Some(self.gateway.settings().build.clone()),
+            origin: ask.origin,
+            system: self.question.belonging.system,
             sampling: self.question.sampling.clone(),
             seed: self.question.seed,
             options: self.options.clone(),
             usage: self.usage,
             timing: self.timing,
             policy: self.question.policy,
+            redaction: None,
             stored: ask.store,
             user: ask.user.clone(),
+            safety_identifier: ask.safety_identifier.clone(),
+            placement: Some(self.question.belonging.placement.clone()),
+            sketch: self.question.sketch,
             metadata: ask.metadata.clone(),
             content: self.content.clone(),
             choices: vec![choice],
             erased_ms: None,
+            expired_ms: None,
         }
     }
 }

@@ -375,6 +375,7 @@ impl From<JournalError> for ApiError {
             JournalError::Read { reason } => {
                 Self::internal("record_unreadable", "the record could not be read", reason)
             }
+            JournalError::Secret { reason } | JournalError::Rules { reason } => Self::record_unavailable(reason),
             JournalError::UnknownCursor { .. } => Self::invalid("after", error),
         }
     }
@@ -448,6 +449,8 @@ impl From<ReplayError> for ApiError {
             ReplayError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "completion_not_found", error).about("id"),
             ReplayError::NotKept { .. }
             | ReplayError::Erased { .. }
+            | ReplayError::Expired { .. }
+            | ReplayError::Redacted { .. }
             | ReplayError::Empty { .. }
             | ReplayError::OtherBase { .. }
             | ReplayError::OtherTokenizer { .. } => {

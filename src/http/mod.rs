@@ -1,10 +1,11 @@
 //! The only room that knows HTTP, status codes and server-sent events.
 
-mod admin;
+pub mod admin;
 pub mod auth;
 pub mod body;
 pub mod error;
 mod feedback;
+pub mod journal;
 pub mod limits;
 pub mod openai;
 pub mod openapi;

@@ -3,6 +3,7 @@
 mod adapters;
 mod feedback;
 mod flags;
+mod journal;
 mod operations;
 mod report;
 mod schemas;

@@ -26,10 +26,7 @@ pub async fn health(State(app): State<AppState>) -> Response {
 /// GET /health/ready: whether new requests are welcome.
 pub async fn ready(State(app): State<AppState>) -> Response {
     let fault = if app.is_draining() { Some(ApiError::draining()) } else { engine_fault(&app) };
-    let fault = fault.or_else(|| match app.gateway().journal().health() {
-        Health::Up => None,
-        Health::Down { reason } => Some(ApiError::record_unavailable(reason)),
-    });
+    let fault = fault.or_else(|| app.gateway().journal().refusal().map(ApiError::record_unavailable));
     match fault {
         Some(error) => error.into_response(),
         None => Json(json!({"status": "ready"})).into_response(),
@@ -64,6 +61,7 @@ pub async fn metrics(State(app): State<AppState>) -> Response {
             .with_label_values(&[residency.tier()])
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
+    app.metrics().record_up.set(i64::from(app.gateway().journal().health() == Health::Up));
     let leases = app.gateway().adapters().leases();
     app.metrics().adapter_leases.set(i64::try_from(leases).unwrap_or(i64::MAX));
     let at = |residency: Residency| -> Vec<LoadedAdapter> {

@@ -6,10 +6,16 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use serde_json::json;
+
 use super::{
     AppState,
     auth::{Identity, Role},
     error::ApiError,
+};
+use crate::{
+    journal::{Access, Deed},
+    terms::Moment,
 };
 
 /// POST /admin/replay/{id}: then and now, choice by choice. Any key's completion, so only for admins.
@@ -21,5 +27,7 @@ pub async fn create(
     identity.reads_records()?;
     identity.has_role(Role::Admin)?;
     let Path(id) = id.map_err(|_| ApiError::invalid("id", "the id in the path is not UTF-8"))?;
+    let access = Access::once(Moment::unix_ms(), &identity.who(), Deed::Replay, json!({"id": id}));
+    app.gateway().journal().note(access).await?;
     Ok(Json(app.gateway().replay(&id).await?).into_response())
 }

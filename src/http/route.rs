@@ -9,7 +9,7 @@ use http::Method;
 use super::{
     AppState,
     admin::{adapters, flags},
-    feedback,
+    feedback, journal,
     openai::{create, models, stored, tokens},
     openapi, ops, replay,
 };
@@ -29,11 +29,20 @@ pub enum Route {
     Tokenize,
     Detokenize,
     Replay,
+    SearchJournal,
+    TailJournal,
+    ExportJournal,
+    ImportJournal,
+    EraseUser,
+    JournalAccess,
+    NoteAccess,
+    GetJournal,
     GiveFeedback,
     ListFeedback,
     GetFeedback,
     RetractFeedback,
     ListFlags,
+    ExportFlags,
     GetFlag,
     ResolveFlag,
     FlagRules,
@@ -67,11 +76,20 @@ impl Route {
         Self::Tokenize,
         Self::Detokenize,
         Self::Replay,
+        Self::SearchJournal,
+        Self::TailJournal,
+        Self::ExportJournal,
+        Self::ImportJournal,
+        Self::EraseUser,
+        Self::JournalAccess,
+        Self::NoteAccess,
+        Self::GetJournal,
         Self::GiveFeedback,
         Self::ListFeedback,
         Self::GetFeedback,
         Self::RetractFeedback,
         Self::ListFlags,
+        Self::ExportFlags,
         Self::GetFlag,
         Self::ResolveFlag,
         Self::FlagRules,
@@ -103,9 +121,17 @@ impl Route {
             Self::Tokenize => "/tokenize",
             Self::Detokenize => "/detokenize",
             Self::Replay => "/admin/replay/{id}",
+            Self::SearchJournal => "/v1/journal",
+            Self::TailJournal => "/v1/journal/tail",
+            Self::ExportJournal => "/v1/journal/export",
+            Self::ImportJournal => "/v1/journal/import",
+            Self::EraseUser => "/v1/journal/erase",
+            Self::JournalAccess | Self::NoteAccess => "/v1/journal/access",
+            Self::GetJournal => "/v1/journal/{id}",
             Self::GiveFeedback | Self::ListFeedback => "/v1/feedback",
             Self::GetFeedback | Self::RetractFeedback => "/v1/feedback/{id}",
             Self::ListFlags => "/v1/flags",
+            Self::ExportFlags => "/v1/flags/export",
             Self::GetFlag | Self::ResolveFlag => "/v1/flags/{id}",
             Self::FlagRules => "/v1/flag-rules",
             Self::TryFlagRules => "/v1/flag-rules/try",
@@ -132,6 +158,9 @@ impl Route {
             | Self::Tokenize
             | Self::Detokenize
             | Self::Replay
+            | Self::ImportJournal
+            | Self::EraseUser
+            | Self::NoteAccess
             | Self::GiveFeedback
             | Self::ResolveFlag
             | Self::TryFlagRules
@@ -146,12 +175,18 @@ impl Route {
             | Self::ListFeedback
             | Self::GetFeedback
             | Self::ListFlags
+            | Self::ExportFlags
             | Self::GetFlag
             | Self::FlagRules
             | Self::GetStored
             | Self::StoredMessages
             | Self::Models
             | Self::Model
+            | Self::SearchJournal
+            | Self::TailJournal
+            | Self::ExportJournal
+            | Self::JournalAccess
+            | Self::GetJournal
             | Self::ListAdapters
             | Self::GetAdapter
             | Self::Health
@@ -178,11 +213,20 @@ impl Route {
             | Self::Tokenize
             | Self::Detokenize
             | Self::Replay
+            | Self::SearchJournal
+            | Self::TailJournal
+            | Self::ExportJournal
+            | Self::ImportJournal
+            | Self::EraseUser
+            | Self::JournalAccess
+            | Self::NoteAccess
+            | Self::GetJournal
             | Self::GiveFeedback
             | Self::ListFeedback
             | Self::GetFeedback
             | Self::RetractFeedback
             | Self::ListFlags
+            | Self::ExportFlags
             | Self::GetFlag
             | Self::ResolveFlag
             | Self::FlagRules
@@ -243,11 +287,20 @@ impl Route {
             Self::Tokenize => post(tokens::tokenize),
             Self::Detokenize => post(tokens::detokenize),
             Self::Replay => post(replay::create),
+            Self::SearchJournal => get(journal::search),
+            Self::TailJournal => get(journal::tail),
+            Self::ExportJournal => get(journal::export),
+            Self::ImportJournal => post(journal::import),
+            Self::EraseUser => post(journal::erase),
+            Self::JournalAccess => get(journal::access),
+            Self::NoteAccess => post(journal::note_access),
+            Self::GetJournal => get(journal::get),
             Self::GiveFeedback => post(feedback::give),
             Self::ListFeedback => get(feedback::list),
             Self::GetFeedback => get(feedback::get),
             Self::RetractFeedback => delete(feedback::retract),
             Self::ListFlags => get(flags::list),
+            Self::ExportFlags => get(flags::export),
             Self::GetFlag => get(flags::get),
             Self::ResolveFlag => post(flags::resolve),
             Self::FlagRules => get(flags::rules),

@@ -1,6 +1,6 @@
 //! Feedback on its way into the record and out of it.
 
-use super::{Accepted, Feedback, FeedbackPage, FeedbackQuery, Journal, JournalError, KeptFeedback, redact};
+use super::{Accepted, Feedback, FeedbackPage, FeedbackQuery, Journal, JournalError, KeptFeedback, TargetKind, redact};
 use crate::{
     store::{Outcome, Write},
     terms::{Moment, RecordPolicy},
@@ -31,13 +31,14 @@ impl Journal {
     ///
     /// # Errors
     /// [`FeedbackError`]; then none was taken.
-    pub async fn give(&self, given: Vec<Feedback>, limit: Option<RecordPolicy>) -> Result<Accepted, FeedbackError> {
+    pub async fn give(&self, mut given: Vec<Feedback>, limit: Option<RecordPolicy>) -> Result<Accepted, FeedbackError> {
         let policy = limit.map_or(self.0.policy, |limit| limit.min(self.0.policy));
         for (at, feedback) in given.iter().enumerate() {
             if let Some(field) = redact::refused(feedback, policy) {
                 return Err(FeedbackError::NotKept { at, field, policy });
             }
         }
+        given.iter_mut().for_each(|feedback| self.0.redactor.feedback(feedback));
         match self.edited(Write::Feedback(given)).await? {
             Outcome::Accepted(accepted) => Ok(accepted),
             Outcome::Conflict { at } => Err(FeedbackError::Conflict { at }),
@@ -54,7 +55,10 @@ impl Journal {
     }
 
     /// One page of feedback.
-    pub async fn feedback(&self, query: FeedbackQuery) -> Result<FeedbackPage, JournalError> {
+    pub async fn feedback(&self, mut query: FeedbackQuery) -> Result<FeedbackPage, JournalError> {
+        if let Some((TargetKind::Conversation | TargetKind::User, name)) = &mut query.target {
+            *name = self.0.redactor.identity(name).into_owned();
+        }
         self.read(move |store| store.feedback(&query)).await
     }
 

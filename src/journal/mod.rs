@@ -3,36 +3,57 @@
 //! Admission reserves room for each choice; whoever holds a slot can always record. A receipt resolves when the row is
 //! on disk, or with the reason why it is not.
 
+mod erase;
+mod export;
 mod feedback;
 mod flags;
+mod flat;
+mod import;
+mod keeper;
+mod place;
 mod redact;
 mod report;
+mod secret;
+mod shown;
+mod slot;
 mod writer;
 
 use std::{
-    pin::Pin,
+    collections::VecDeque,
     sync::{Arc, atomic::Ordering, mpsc},
-    task::{Context, Poll},
     thread::JoinHandle,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
+pub use erase::{Erasure, Holder};
+pub use export::Format;
+pub use feedback::FeedbackError;
+pub use import::{Imported, Mapping, RefusedRow, time_ms};
+pub use place::{Asked, Talk};
+pub use redact::{Detector, NOT_KEPT, Place, Redactor};
 use serde_json::{Map, Value};
+pub use shown::{View, answer};
+pub use slot::{Receipt, Slot};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 pub use crate::store::{
-    Accepted, AnswerFact, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Feedback, FeedbackPage,
-    FeedbackQuery, FlagMark, FlagPage, FlagQuery, FlagState, Followed, Followup, Given, JudgedAnswer, Judgement,
-    KeptFeedback, KeptFlag, KeptRule, ListQuery, Measure, NewFlag, Options, Order, Page, PromptContent,
-    ReferenceAnswer, Resolved, RuleRow, Said, Served, Source, Standing, Target, TargetKind, Timing, Verdict,
+    Accepted, Access, AccessQuery, AnswerFact, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Deed,
+    Feedback, FeedbackPage, FeedbackQuery, FlagMark, FlagPage, FlagQuery, FlagState, Followed, Followup, Found, Given,
+    JudgedAnswer, Judgement, KeptFeedback, KeptFlag, KeptRule, ListQuery, Measure, NewFlag, Options, Order, Page,
+    PromptContent, ReferenceAnswer, Resolved, Retained, RuleRow, Said, Search, Served, Source, Standing, Target,
+    TargetKind, Thread, Timing, Verdict, as_kept,
 };
 use crate::{
-    config::RecordConfig,
+    config::{Durability, OnFault, RecordConfig},
     metrics::Metrics,
-    store::{Outcome, Store, StoreError, Write},
-    terms::RecordPolicy,
+    store::{Durable, Outcome, Store, StoreError, Write},
+    terms::{Moment, RecordPolicy},
 };
-pub use feedback::FeedbackError;
+use erase::Gone;
+use keeper::{Keeper, Keeping};
+use place::Splitter;
+use secret::Key;
+use slot::Word;
 use writer::{Entry, Progress, Writer};
 
 /// Changes of metadata and erasures that may wait; others wait for their turn.
@@ -47,6 +68,16 @@ pub struct Journal(Arc<Inner>);
 struct Inner {
     store: Arc<dyn Store>,
     policy: RecordPolicy,
+    secret: Key,
+    redactor: Redactor,
+    gone: Gone,
+    keeper: Keeper,
+    /// Absent where everything is kept.
+    keeping: Option<Keeping>,
+    splitter: Splitter,
+    durability: Durability,
+    on_fault: OnFault,
+    stall: Duration,
     limit: usize,
     room: Arc<Semaphore>,
     edits: Arc<Semaphore>,
@@ -61,7 +92,7 @@ struct Inner {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     Up,
-    /// The last write failed; it is tried again every second.
+    /// The last write failed and is tried again every second, or one has taken too long.
     Down {
         reason: String,
     },
@@ -78,6 +109,10 @@ pub enum JournalError {
     Write { reason: String },
     #[error("the record could not be read: {reason}")]
     Read { reason: String },
+    #[error("the record's own secret cannot be read or made: {reason}")]
+    Secret { reason: String },
+    #[error("the rules of redaction cannot be used: {reason}")]
+    Rules { reason: String },
     #[error("there is no '{after}' to list after")]
     UnknownCursor { after: String },
 }
@@ -87,33 +122,47 @@ impl Journal {
     /// recovers.
     ///
     /// # Errors
-    /// [`JournalError::Down`] if the system gives no thread.
+    /// [`JournalError::Down`] if the system gives no thread; [`JournalError::Secret`], [`JournalError::Rules`].
     pub fn open(store: Arc<dyn Store>, config: &RecordConfig, metrics: Arc<Metrics>) -> Result<Self, JournalError> {
-        let begun = store.probe().and_then(|()| store.commit(&[]));
+        let secret = Key::open(&config.data_dir).map_err(|error| JournalError::Secret { reason: error.to_string() })?;
+        let redactor = Redactor::open(config.redact_rules.as_deref(), secret.clone(), metrics.redacted.clone());
+        let redactor = redactor.map_err(|reason| JournalError::Rules { reason })?;
+        let begun = store.probe().and_then(|()| store.commit(&[], Durable::Now));
         let (health, last) = match begun {
             Ok(committed) => (Health::Up, committed.last),
             Err(error) => (Health::Down { reason: error.to_string() }, Cursor::default()),
         };
         let limit = config.max_pending.clamp(1, Semaphore::MAX_PERMITS);
-        let progress = Arc::new(Progress {
-            health: watch::Sender::new(health),
-            durable: watch::Sender::new(last),
-            held_us: 0.into(),
-        });
+        let progress = Arc::new(Progress::new(health, last));
         let (queue, entries) = mpsc::sync_channel(limit + EDITS);
         let writer = Writer {
             queue: entries,
             store: Arc::clone(&store),
             metrics: Arc::clone(&metrics),
             progress: Arc::clone(&progress),
+            durability: config.durability,
+            on_fault: config.on_fault,
+            held: VecDeque::new(),
         };
         let thread = std::thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| JournalError::Down { reason: error.to_string() })?;
+        let keeper = Keeper { store: Arc::clone(&store), config: config.retention, metrics: Arc::clone(&metrics) };
+        let keeping = keeper.clone().start().transpose();
+        let keeping = keeping.map_err(|error| JournalError::Down { reason: error.to_string() })?;
         Ok(Self(Arc::new(Inner {
             store,
             policy: config.policy,
+            splitter: Splitter::new(&secret, &config.split),
+            secret,
+            redactor,
+            gone: Gone::default(),
+            keeper,
+            keeping,
+            durability: config.durability,
+            on_fault: config.on_fault,
+            stall: config.stall,
             limit,
             room: Arc::new(Semaphore::new(limit)),
             edits: Arc::new(Semaphore::new(EDITS)),
@@ -129,18 +178,26 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Full`], [`JournalError::Down`].
     pub fn reserve(&self, choices: usize) -> Result<Slot, JournalError> {
-        if let Health::Down { reason } = self.health() {
-            return Err(JournalError::Down { reason });
-        }
-        let room = u32::try_from(choices).ok().and_then(|n| Arc::clone(&self.0.room).try_acquire_many_owned(n).ok());
+        let slot = |room| Ok(Slot { journal: self.clone(), room, since: Instant::now(), begun: false });
+        let room = match self.health() {
+            Health::Down { reason } if self.0.on_fault == OnFault::Refuse => return Err(JournalError::Down { reason }),
+            // Even where there is no room for what is lost.
+            Health::Down { .. } => return slot(self.room(choices)),
+            Health::Up => self.room(choices),
+        };
         match room {
-            Some(room) => Ok(Slot { journal: self.clone(), room, since: Instant::now() }),
+            Some(room) => slot(Some(room)),
             None => Err(JournalError::Full {
                 wanted: choices,
                 limit: self.0.limit,
                 retry_after_ms: self.retry_after_ms(choices),
             }),
         }
+    }
+
+    fn room(&self, choices: usize) -> Option<OwnedSemaphorePermit> {
+        let choices = u32::try_from(choices).ok()?;
+        Arc::clone(&self.0.room).try_acquire_many_owned(choices).ok()
     }
 
     /// How long until as many choices have ended, by how long they took lately.
@@ -153,10 +210,28 @@ impl Journal {
     }
 
     pub fn health(&self) -> Health {
-        self.0.progress.health.borrow().clone()
+        match self.0.progress.busy_for() {
+            Some(busy) if busy > self.0.stall => {
+                Health::Down { reason: format!("a write has taken more than {} ms", self.0.stall.as_millis()) }
+            }
+            Some(_) | None => self.0.progress.health.borrow().clone(),
+        }
     }
 
-    /// Changes when the record goes down or comes back.
+    /// Why new requests are refused, if they are: the record is down, and the policy is not to serve without it.
+    pub fn refusal(&self) -> Option<String> {
+        match self.health() {
+            Health::Down { reason } if self.0.on_fault == OnFault::Refuse => Some(reason),
+            Health::Down { .. } | Health::Up => None,
+        }
+    }
+
+    /// What every text passes before it is stored, also what others write beside the answers.
+    pub fn redactor(&self) -> &Redactor {
+        &self.0.redactor
+    }
+
+    /// Changes when a write fails and when writes succeed again.
     pub fn watch_health(&self) -> watch::Receiver<Health> {
         self.0.progress.health.subscribe()
     }
@@ -184,21 +259,33 @@ impl Journal {
         self.read(move |store| store.list(&query)).await
     }
 
+    /// One page of everything on record; a user is found under the name that is stored.
+    pub async fn search(&self, search: Search) -> Result<Found, JournalError> {
+        let search = self.0.redactor.search(search);
+        self.read(move |store| store.search(&search)).await
+    }
+
     /// Up to `limit` choices that became durable after `after`, in that order.
     pub async fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, JournalError> {
         self.read(move |store| store.follow(after, limit)).await
     }
 
     /// Replaces the metadata of a listable completion; false if there is none of this id.
-    pub async fn set_metadata(&self, id: &str, metadata: Map<String, Value>) -> Result<bool, JournalError> {
+    pub async fn set_metadata(&self, id: &str, mut metadata: Map<String, Value>) -> Result<bool, JournalError> {
+        self.0.redactor.map(Place::Metadata, &mut metadata);
         self.edit(Write::Metadata { id: id.to_owned(), metadata }).await
+    }
+
+    /// Takes what the settings do not keep, now, and not only when the time has come.
+    pub async fn retain(&self) -> Result<Retained, JournalError> {
+        let keeper = self.0.keeper.clone();
+        self.write_beside(move |_| keeper.pass(Moment::unix_ms(), || false)).await
     }
 
     /// Takes a listable completion's content, user, metadata and listability; the fact stays. False if there is none of
     /// this id.
     pub async fn delete(&self, id: &str) -> Result<bool, JournalError> {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.edit(Write::Erase { id: id.to_owned(), at_ms: since_epoch.as_millis() as i64 }).await
+        self.edit(Write::Erase { id: id.to_owned(), at_ms: Moment::unix_ms() }).await
     }
 
     async fn edit(&self, write: Write) -> Result<bool, JournalError> {
@@ -211,8 +298,7 @@ impl Journal {
     /// What became of a write, once that is durable.
     async fn edited(&self, write: Write) -> Result<Outcome, JournalError> {
         let room = Arc::clone(&self.0.edits).acquire_owned().await.map_err(|_| stopped())?;
-        let Receipt(outcome) = self.send(write, Instant::now(), room);
-        outcome.await.map_err(|_| stopped())?
+        self.send(write, Instant::now(), room).await.map_err(|_| stopped())?
     }
 
     async fn read<T: Send + 'static>(
@@ -228,20 +314,42 @@ impl Journal {
         }
     }
 
-    /// Every entry brings its room, and the queue is as long as all room together, so there is always a place.
-    fn send(&self, write: Write, since: Instant, room: OwnedSemaphorePermit) -> Receipt {
-        let (acknowledge, receipt) = oneshot::channel();
-        let entry = Entry { write, since, room, acknowledge };
-        if self.0.queue.as_ref().is_none_or(|queue| queue.try_send(entry).is_err()) {
-            // The entry is gone, and with it `acknowledge`: the receipt reports that the writer has stopped.
+    /// A write that does not go through the queue, for what is done in many small steps.
+    async fn write_beside<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let store = Arc::clone(&self.0.store);
+        let failed = |reason: String| JournalError::Write { reason };
+        let done = tokio::task::spawn_blocking(move || write(&*store)).await;
+        done.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+    }
+
+    fn send(&self, write: Write, since: Instant, room: OwnedSemaphorePermit) -> Word {
+        let (acknowledge, word) = oneshot::channel();
+        // What cannot be sent is gone, and `acknowledge` with it: the word is that the writer has stopped.
+        if !self.enqueue(Entry { write, since, room, acknowledge: Some(acknowledge) }) {
             self.0.metrics.record_failures.inc();
         }
-        Receipt(receipt)
+        word
+    }
+
+    fn send_unawaited(&self, write: Write, since: Instant, room: OwnedSemaphorePermit) {
+        if !self.enqueue(Entry { write, since, room, acknowledge: None }) {
+            self.0.metrics.record_lost.inc();
+        }
+    }
+
+    /// Every entry brings its room, and the queue is as long as all room together, so there is always a place; false where
+    /// the writer has stopped.
+    fn enqueue(&self, entry: Entry) -> bool {
+        self.0.queue.as_ref().is_some_and(|queue| queue.try_send(entry).is_ok())
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.keeping = None;
         self.queue = None;
         if let Some(writer) = self.writer.take() {
             // A writer that panicked has already said so by its health.
@@ -252,53 +360,4 @@ impl Drop for Inner {
 
 fn stopped() -> JournalError {
     JournalError::Down { reason: "the writer of the record has stopped".to_owned() }
-}
-
-/// Room for the rows of one request. Dropping it gives back what was not used.
-pub struct Slot {
-    journal: Journal,
-    room: OwnedSemaphorePermit,
-    since: Instant,
-}
-
-impl Slot {
-    /// Records the choices of `fact`, which ended now, under the policy of the fact or the server's if that is stricter.
-    /// Accepted at once, whatever the disk does; the receipt tells when it is durable. Dropping the receipt changes
-    /// nothing.
-    ///
-    /// A fact with more choices than the slot has room left for is refused through its receipt.
-    pub fn record(&mut self, fact: Completion) -> Receipt {
-        let choices = fact.choices.len();
-        match self.room.split(choices.max(1)) {
-            Some(room) => {
-                let fact = redact::redacted(fact, self.journal.0.policy);
-                self.journal.send(Write::Choices(Box::new(fact)), self.since, room)
-            }
-            None => {
-                self.journal.0.metrics.record_failures.inc_by(choices.max(1) as u64);
-                let (acknowledge, receipt) = oneshot::channel();
-                let reason = format!("{choices} more choices than were reserved");
-                let _ = acknowledge.send(Err(JournalError::Write { reason }));
-                Receipt(receipt)
-            }
-        }
-    }
-}
-
-/// Resolves when the row is on disk, or with the reason why it is not.
-#[must_use = "a row is durable only when its receipt says so"]
-pub struct Receipt(oneshot::Receiver<Result<Outcome, JournalError>>);
-
-impl Future for Receipt {
-    type Output = Result<(), JournalError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map(|outcome| match outcome.map_err(|_| stopped())?? {
-            Outcome::Applied => Ok(()),
-            Outcome::Duplicate => Err(JournalError::Write { reason: "this choice is on record already".to_owned() }),
-            Outcome::Missing | Outcome::Accepted(_) | Outcome::Conflict { .. } => {
-                Err(JournalError::Write { reason: "there was nothing to change".to_owned() })
-            }
-        })
-    }
 }

@@ -100,6 +100,15 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
         ));
         shape.max_positions = room;
     }
+    let engine = match (fused, options.device) {
+        (true, _) => {
+            let class = if options.cpu.exact { "exact" } else { "fast" };
+            format!("cpu fused {class} {}", numerics.isa.name())
+        }
+        (false, DeviceChoice::Cpu) => "cpu tensor".to_owned(),
+        (false, DeviceChoice::Cuda(_)) => format!("cuda tensor {}", dtype.as_str()),
+        (false, DeviceChoice::Metal(_)) => format!("metal tensor {}", dtype.as_str()),
+    };
     let made = if fused {
         on_cpu(&mut weights, &shape, kv, digest, numerics, options)?
     } else {
@@ -110,7 +119,7 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Loaded, LoadE
     }
     let Made { decoder, packer, base, sketch, weight_bytes } = made;
     let sketch = Arc::new(sketch);
-    Ok(Loaded { decoder, packer, base, sketch, shape, weight_bytes, digest, sampling, eos_tokens, notes })
+    Ok(Loaded { decoder, packer, base, sketch, shape, weight_bytes, digest, sampling, eos_tokens, engine, notes })
 }
 
 /// What a decoder's own assembly gives.

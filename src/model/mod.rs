@@ -30,6 +30,7 @@ pub use crate::kernels::{
     isa::{Isa, MissingIsa},
     priority::lower_thread_priority,
 };
+pub use crate::terms::TokenSketch;
 use crate::{
     config::Dtype,
     terms::{Digest, SamplingLayer},
@@ -177,6 +178,8 @@ pub struct Loaded {
     pub sampling: SamplingLayer,
     /// Tokens that end a turn, from the configuration files.
     pub eos_tokens: Vec<u32>,
+    /// What computes and in which numbers, in a few words: `cpu fused fast avx512`.
+    pub engine: String,
     /// What a person should know about this load, one line each (a file's dtype converted, a key ignored).
     pub notes: Vec<String>,
 }
@@ -189,30 +192,6 @@ pub trait BaseWeights: Send + Sync {
 
     /// The bias at `site`, `[out]`, where the family has one.
     fn bias(&self, site: Site) -> Option<Vec<f32>>;
-}
-
-/// Every token's input embedding projected to [`TokenSketch::DIMS`] dimensions by a fixed random matrix (seeded, Gaussian,
-/// scaled by `1/sqrt(DIMS)`), so that the mean over a prompt describes what it is about without a forward pass.
-pub struct TokenSketch {
-    /// `[vocab, DIMS]`, row-major.
-    pub values: Vec<f32>,
-}
-
-impl TokenSketch {
-    pub const DIMS: usize = 64;
-
-    /// The mean sketch of `tokens`; zeros where there are none. Tokens outside the vocabulary are passed over.
-    pub fn mean(&self, tokens: &[u32]) -> [f32; Self::DIMS] {
-        let mut sum = [0.0f64; Self::DIMS];
-        let mut count = 0usize;
-        for &token in tokens {
-            let start = token as usize * Self::DIMS;
-            let Some(row) = self.values.get(start..start + Self::DIMS) else { continue };
-            count += 1;
-            sum.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value));
-        }
-        sum.map(|value| (value / count.max(1) as f64) as f32)
-    }
 }
 
 /// Why a base model could not be loaded.

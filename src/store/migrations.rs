@@ -10,7 +10,7 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x7475_6e67;
 
 /// Version `i + 1` is reached by `STEPS[i]`.
-const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS, BASES, FEEDBACK, FLAGS];
+const STEPS: &[&str] = &[FACTS_AND_CONTENT, CATALOG, TRIALS, BASES, RECORD, KEEPING, FEEDBACK, FLAGS];
 
 /// A request is one row of `completions`, each of its choices one row of `choices`. `choices.seq` grows in the order of
 /// commits. `content` alone holds what was said: role 0 is the prompt `part`, role 1 the answer of choice `part`.
@@ -125,6 +125,58 @@ CREATE TABLE adapter_trials (
 /// The base on which each step was done; nothing where earlier builds did it.
 const BASES: &str = "ALTER TABLE adapter_steps ADD COLUMN base BLOB";
 
+/// Where an answer comes from, which conversation it belongs to, what it may be used for and which rules its texts have
+/// passed. In `content`, `form` is how
+/// `tokens` are packed; role 2 holds the calls of tools in the answer of choice `part`.
+const RECORD: &str = "
+ALTER TABLE completions ADD COLUMN origin TEXT NOT NULL DEFAULT 'served';
+ALTER TABLE completions ADD COLUMN build TEXT;
+ALTER TABLE completions ADD COLUMN system BLOB;
+ALTER TABLE completions ADD COLUMN adapter_us INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE completions ADD COLUMN read_us INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE completions ADD COLUMN safety_identifier TEXT;
+ALTER TABLE completions ADD COLUMN conversation TEXT;
+ALTER TABLE completions ADD COLUMN conversation_by TEXT;
+ALTER TABLE completions ADD COLUMN split TEXT;
+ALTER TABLE completions ADD COLUMN split_by TEXT;
+ALTER TABLE completions ADD COLUMN audit_share REAL;
+ALTER TABLE completions ADD COLUMN sketch BLOB;
+ALTER TABLE completions ADD COLUMN redaction BLOB;
+CREATE INDEX completions_by_user ON completions (user, created_ms, seq) WHERE user IS NOT NULL;
+CREATE INDEX completions_by_safety ON completions (safety_identifier) WHERE safety_identifier IS NOT NULL;
+CREATE INDEX completions_by_conversation ON completions (conversation);
+ALTER TABLE choices ADD COLUMN thread BLOB;
+CREATE INDEX choices_by_thread ON choices (thread) WHERE thread IS NOT NULL;
+ALTER TABLE content ADD COLUMN form INTEGER NOT NULL DEFAULT 0;
+";
+
+/// Which answers still have content (`kept`), when retention took it, who holds what against retention, and who has looked.
+const KEEPING: &str = "
+ALTER TABLE completions ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE completions ADD COLUMN expired_ms INTEGER;
+UPDATE completions SET kept = 1 WHERE seq IN (SELECT completion FROM content);
+CREATE INDEX completions_with_content ON completions (created_ms, seq) WHERE kept = 1;
+
+CREATE TABLE holds (
+    completion INTEGER NOT NULL REFERENCES completions,
+    holder TEXT NOT NULL,
+    PRIMARY KEY (completion, holder)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX holds_by_holder ON holds (holder);
+
+CREATE TABLE access (
+    seq INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL,
+    last_ms INTEGER NOT NULL,
+    times INTEGER NOT NULL,
+    who TEXT NOT NULL,
+    deed TEXT NOT NULL,
+    what TEXT NOT NULL
+) STRICT;
+CREATE INDEX access_by_time ON access (last_ms, seq);
+CREATE INDEX completions_by_adapter ON completions (adapter, created_ms, seq);
+";
+
 /// `served` numbers what has answered: a base with a version of an adapter, or alone. `measures` has the figures of each choice
 /// again, one version's together, so that a report reads one run of pages. Choices from before this step have no
 /// log-probabilities there.
@@ -165,7 +217,8 @@ INSERT INTO measures
         c.first_token_us, c.total_us
     FROM choices AS x
     JOIN completions AS c ON c.seq = x.completion
-    JOIN served AS s ON s.base = c.base AND s.adapter IS c.adapter AND s.version IS c.adapter_version;
+    JOIN served AS s ON s.base = c.base AND s.adapter IS c.adapter AND s.version IS c.adapter_version
+    WHERE c.origin = 'served';
 
 CREATE TABLE feedback (
     seq INTEGER PRIMARY KEY,

@@ -6,10 +6,12 @@
 mod catalog;
 mod feedback;
 mod flags;
+mod keeping;
 mod migrations;
 mod record;
 mod report;
 mod scores;
+mod search;
 mod sqlite;
 mod trial;
 
@@ -23,18 +25,22 @@ pub use feedback::{
 pub use flags::{
     FlagPage, FlagQuery, FlagState, Followup, KeptFlag, KeptRule, NewFlag, ReferenceAnswer, Resolved, RuleRow, Verdict,
 };
-pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Timing};
+pub use keeping::{Access, AccessQuery, Deed, Erased, Retained, Retention};
+pub use record::{ChoiceRecord, Completion, CompletionKind, Content, Given, Options, PromptContent, Thread, Timing};
 pub use report::{AnswerFact, FlagMark, Measure, Said, Served};
+pub use scores::as_kept;
+pub use search::{Found, Mark, Search};
 use serde_json::{Map, Value};
-pub use sqlite::SqliteStore;
+pub use sqlite::{Named, SqliteStore, back_up, check};
 pub use trial::TrialRow;
 
-use crate::terms::Digest;
+use crate::terms::{Digest, Placement};
 
 /// A database that keeps the record and the catalog of adapters. All operations block; writes come from one thread, reads from any.
 pub trait Store: Send + Sync {
-    /// Applies all writes in order, in one transaction, and returns once it is durable. On an error nothing was applied.
-    fn commit(&self, writes: &[Write]) -> Result<Committed, StoreError>;
+    /// Applies all writes in order, in one transaction, and returns once it is as durable as `durable` says. On an error
+    /// nothing was applied, as far as the store can tell.
+    fn commit(&self, writes: &[&Write], durable: Durable) -> Result<Committed, StoreError>;
 
     /// Proves that an answer could be recorded now, by a durable write of its own.
     fn probe(&self) -> Result<(), StoreError>;
@@ -45,8 +51,24 @@ pub trait Store: Send + Sync {
     /// One page of the listable completions.
     fn list(&self, query: &ListQuery) -> Result<Page, StoreError>;
 
+    /// One page of everything on record.
+    fn search(&self, search: &Search) -> Result<Found, StoreError>;
+
     /// Up to `limit` choices that became durable after `after`, in the order in which they did.
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError>;
+
+    /// The placement of the latest answer that the question names, in the order of its fields.
+    fn placement(&self, of: &EarlierTurn<'_>) -> Result<Option<(Matched, Placement)>, StoreError>;
+
+    /// Takes what is too old or too much, up to a limit, in one transaction.
+    fn retain(&self, retention: &Retention) -> Result<Retained, StoreError>;
+
+    /// Takes content, user, metadata and listability of up to `limit` answers whose user or safety identifier is one of
+    /// `names`, and of those without either in the same conversations; the facts stay. Durable when this returns.
+    fn erase_user(&self, names: &[String], at_ms: i64, limit: usize) -> Result<Erased, StoreError>;
+
+    /// Who has looked, the latest first.
+    fn accesses(&self, query: &AccessQuery) -> Result<Vec<Access>, StoreError>;
 
     /// One page of what was said of answers.
     fn feedback(&self, query: &FeedbackQuery) -> Result<FeedbackPage, StoreError>;
@@ -111,6 +133,15 @@ pub trait Store: Send + Sync {
     fn keep_trial(&self, row: &TrialRow) -> Result<(), StoreError>;
 }
 
+/// When a transaction has to be on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durable {
+    /// Before the call returns.
+    Now,
+    /// When the system writes it: the end of this process loses nothing, the end of the system what was not yet written.
+    Later,
+}
+
 /// One change of the record.
 #[derive(Clone, Debug)]
 pub enum Write {
@@ -120,6 +151,13 @@ pub enum Write {
     Metadata { id: String, metadata: Map<String, Value> },
     /// Takes content, user, metadata and listability; the fact stays, with the time of erasure.
     Erase { id: String, at_ms: i64 },
+    /// Retention leaves these completions alone as long as somebody holds them; missing, and nothing is held, if one of
+    /// them is not there.
+    Hold { ids: Vec<String>, holder: String },
+    /// The holder needs none of its completions any more.
+    Release { holder: String },
+    /// Somebody has looked; once more, where the same was done a moment ago.
+    Access(Access),
     /// All of these, or none where one has the id of another that says something else.
     Feedback(Vec<Feedback>),
     /// What a follower found in a stretch of the record, and where it stands now.
@@ -153,6 +191,24 @@ pub enum Outcome {
     Conflict {
         at: usize,
     },
+}
+
+/// What may connect a request with answers on record; the first that does counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EarlierTurn<'a> {
+    pub conversation: Option<&'a str>,
+    /// The longest beginning first.
+    pub threads: &'a [Thread],
+    /// Only answers that were placed by their user.
+    pub user: Option<&'a str>,
+}
+
+/// What connected them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matched {
+    Conversation,
+    Thread,
+    User,
 }
 
 /// A place in the record: how many choices had become durable. Later choices have larger cursors.
@@ -211,4 +267,19 @@ pub enum StoreError {
     Corrupt { id: String, reason: String },
     #[error("there is no '{0}' to list after")]
     UnknownCursor(String),
+}
+
+impl StoreError {
+    /// Whether it may be the fault of what was to be written rather than the store's: then another write may succeed.
+    pub fn is_about_the_write(&self) -> bool {
+        use rusqlite::ErrorCode::{ConstraintViolation, ParameterOutOfRange, TooBig, TypeMismatch};
+        match self {
+            Self::Sql(rusqlite::Error::SqliteFailure(failure, _)) => {
+                matches!(failure.code, ConstraintViolation | ParameterOutOfRange | TooBig | TypeMismatch)
+            }
+            Self::Sql(error) => matches!(error, rusqlite::Error::ToSqlConversionFailure(_)),
+            Self::Open { .. } | Self::Newer { .. } | Self::Foreign { .. } => false,
+            Self::Corrupt { .. } | Self::UnknownCursor(_) => false,
+        }
+    }
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::terms::{AdapterName, AdapterVersion, Digest, Ending, Message, RecordPolicy, Sampling, TokenScore, Usage};
+use crate::terms::{
+    AdapterName, AdapterVersion, Digest, Ending, Message, Origin, Placement, RecordPolicy, Sampling, Sketch,
+    TokenScore, Usage,
+};
 
 /// One answered request: the fact, and beside it what retention may empty. A request has one row for each of its choices,
 /// keyed by (`id`, choice index).
@@ -27,6 +30,12 @@ pub struct Completion {
     /// The chat template's; `None` where none was used.
     pub template: Option<Digest>,
     pub tokenizer: Digest,
+    /// Version of the server and what it computed with: `0.1.0 cpu fused fast avx512`. `None` in rows of builds before
+    /// this was kept and of other programs.
+    pub build: Option<String>,
+    pub origin: Origin,
+    /// Of the system and developer messages; `None` where there were none, and under policy `none`.
+    pub system: Option<Digest>,
     pub sampling: Sampling,
     pub seed: u64,
     /// What else the answer depended on, for a replay.
@@ -35,10 +44,18 @@ pub struct Completion {
     pub usage: Usage,
     pub timing: Timing,
     pub policy: RecordPolicy,
+    /// The rules that its texts have passed; `None` where there were none.
+    pub redaction: Option<Digest>,
     /// Whether the client asked for it to be listable (`store: true`); gone under policy `none`.
     pub stored: bool,
     /// The client's `user`; gone under policy `none`.
     pub user: Option<String>,
+    /// The client's `safety_identifier`; gone under policy `none`.
+    pub safety_identifier: Option<String>,
+    /// `None` in rows of builds before this was kept.
+    pub placement: Option<Placement>,
+    /// The mean of the prompts' input embeddings; only under policy `full`.
+    pub sketch: Option<Sketch>,
     /// The client's `metadata`, in its order; gone under policy `none`.
     pub metadata: Map<String, Value>,
     /// What was asked; only under policy `full`.
@@ -47,6 +64,8 @@ pub struct Completion {
     pub choices: Vec<ChoiceRecord>,
     /// When content, user and metadata were erased, in milliseconds since the Unix epoch; `None` in a new record.
     pub erased_ms: Option<i64>,
+    /// When retention took its content, in milliseconds since the Unix epoch; `None` in a new record.
+    pub expired_ms: Option<i64>,
 }
 
 /// Which route was asked.
@@ -139,6 +158,9 @@ pub struct PromptContent {
 #[serde(rename_all = "lowercase")]
 pub enum Given {
     Messages(Vec<Message>),
+    /// Messages in OpenAI's form with what this server does not serve: calls of tools, parts that are not text. Only of
+    /// other programs.
+    Turns(Vec<Value>),
     Text(String),
     Tokens,
 }
@@ -153,15 +175,39 @@ pub struct ChoiceRecord {
     pub fault: Option<String>,
     /// The text the client got; only under policy `full`.
     pub text: Option<String>,
-    /// Token ids with log-probabilities and entropies; only under policy `full`.
+    /// Token ids with log-probabilities and entropies; only under policy `full`. Read back, they have the 11 bits of a
+    /// half-precision number.
     pub scores: Vec<TokenScore>,
+    /// The tools that the answer calls, in OpenAI's form; only under policy `full`.
+    pub tool_calls: Option<Value>,
+    /// Names the conversation as it stands after this answer, so that its next turn can be recognised; only under policy
+    /// `full`.
+    pub thread: Option<Thread>,
 }
 
-/// When things happened, in microseconds from admission.
+impl ChoiceRecord {
+    /// Whether it says what was said.
+    pub fn has_content(&self) -> bool {
+        self.text.is_some() || !self.scores.is_empty() || self.tool_calls.is_some()
+    }
+}
+
+/// A conversation up to and with one answer: a keyed hash of who said what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Thread(pub [u8; 16]);
+
+/// How long things took, in microseconds. What counts from admission begins when the adapter was in memory and the prompt
+/// read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
+    /// Before admission: waiting for the adapter to be in memory.
+    pub adapter_us: u64,
+    /// Before admission: template, tokenizer and placement.
+    pub read_us: u64,
+    /// From admission to a place in the batch.
     pub queue_us: u64,
-    /// To the first token of the first choice; `None` if none came.
+    /// From admission to the first token of the first choice; `None` if none came.
     pub first_token_us: Option<u64>,
+    /// From admission to the end of the last choice.
     pub total_us: u64,
 }

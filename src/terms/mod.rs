@@ -7,6 +7,8 @@ mod message;
 mod names;
 mod sampling;
 mod score;
+mod sketch;
+mod split;
 
 pub use clock::Moment;
 pub use digest::{AdapterVersion, Digest, DigestError, Hasher};
@@ -14,3 +16,5 @@ pub use message::{Message, Role, TemplateSource};
 pub use names::{AdapterName, NameError};
 pub use sampling::{Sampling, SamplingLayer};
 pub use score::{Ending, FinishReason, RecordPolicy, TokenScore, Usage};
+pub use sketch::{Sketch, TokenSketch};
+pub use split::{Assignment, ConversationBy, Origin, Placement, Split, SplitBy};

@@ -6,6 +6,7 @@ mod admin;
 mod answers;
 mod bad;
 mod endings;
+mod journal;
 mod limits;
 mod lists;
 mod parameters;

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod flags;
+mod journal;
 mod measured;
 mod swapped;
 

@@ -1,5 +1,6 @@
 //! What people and programs say of answers, and what the server itself notices about them.
 
+mod export;
 mod flags;
 mod given;
 mod report;
@@ -18,8 +19,8 @@ use tunegate::{
     metrics::Metrics,
     store::SqliteStore,
     terms::{
-        AdapterName, AdapterVersion, Digest, Ending, FinishReason, Message, RecordPolicy, Role, Sampling, TokenScore,
-        Usage,
+        AdapterName, AdapterVersion, Digest, Ending, FinishReason, Message, Origin, RecordPolicy, Role, Sampling,
+        TokenScore, Usage,
     },
 };
 
@@ -34,7 +35,7 @@ impl Desk {
     fn at(folder: &Path, rules: FlagRules) -> Self {
         let store = SqliteStore::open(&folder.join("tunegate.db")).unwrap();
         let metrics = Arc::new(Metrics::new());
-        let config = RecordConfig { policy: RecordPolicy::Full, data_dir: folder.to_owned(), max_pending: 4096 };
+        let config = RecordConfig { data_dir: folder.to_owned(), max_pending: 4096, ..RecordConfig::default() };
         let journal = Journal::open(Arc::new(store), &config, Arc::clone(&metrics)).unwrap();
         let flags = Flags::open(rules, journal.clone(), Arc::clone(&metrics)).unwrap();
         Self { journal, flags, metrics }
@@ -104,14 +105,21 @@ fn fact(id: &str, answer: &str) -> Completion {
         adapter: Some((AdapterName::parse("poet").unwrap(), version("one"))),
         template: None,
         tokenizer: Digest::of(b"tokenizer"),
+        build: None,
+        origin: Origin::Served,
+        system: None,
         sampling: Sampling::default(),
         seed: 0,
         options: Options { max_tokens: vec![64], ..Options::default() },
         usage: Usage { prompt_tokens: 5, completion_tokens: words, cached_tokens: 0 },
-        timing: Timing { queue_us: 10, first_token_us: Some(2000), total_us: 30_000 },
+        timing: Timing { adapter_us: 0, read_us: 0, queue_us: 10, first_token_us: Some(2000), total_us: 30_000 },
         policy: RecordPolicy::Full,
+        redaction: None,
         stored: false,
         user: None,
+        safety_identifier: None,
+        placement: None,
+        sketch: None,
         metadata: Map::new(),
         content: Some(asked("Tell me of rain")),
         choices: vec![ChoiceRecord {
@@ -121,8 +129,11 @@ fn fact(id: &str, answer: &str) -> Completion {
             fault: None,
             text: Some(answer.to_owned()),
             scores: vec![TokenScore { token: 7, logprob: -0.5, entropy: 1.0, top: Vec::new() }; words],
+            tool_calls: None,
+            thread: None,
         }],
         erased_ms: None,
+        expired_ms: None,
     }
 }
 

@@ -1,6 +1,13 @@
 //! The record: durable before it is acknowledged, bounded, and never silent about a failure.
 
 mod durability;
+mod exported;
+mod faults;
+mod faulty;
+mod keeping;
+mod place;
+mod redaction;
+mod size;
 mod stored;
 
 use std::{path::Path, sync::Arc};
@@ -10,13 +17,13 @@ use tunegate::{
     config::RecordConfig,
     journal::{
         ChoiceRecord, Completion, CompletionKind, Content, Cursor, Given, Health, Journal, JournalError, Options,
-        PromptContent, Timing,
+        PromptContent, Thread, Timing,
     },
     metrics::Metrics,
     store::SqliteStore,
     terms::{
-        AdapterName, AdapterVersion, Digest, Ending, FinishReason, Message, RecordPolicy, Role, Sampling, TokenScore,
-        Usage,
+        AdapterName, AdapterVersion, Assignment, ConversationBy, Digest, Ending, FinishReason, Message, Origin,
+        Placement, RecordPolicy, Role, Sampling, Sketch, Split, SplitBy, TokenScore, Usage,
     },
 };
 
@@ -44,9 +51,9 @@ impl Desk {
     fn at_with(folder: &Path, policy: RecordPolicy, max_pending: usize) -> Self {
         let store = SqliteStore::open(&folder.join("tunegate.db")).unwrap();
         let metrics = Arc::new(Metrics::new());
-        let config = RecordConfig { policy, data_dir: folder.to_owned(), max_pending };
-        let journal = Journal::open(Arc::new(store), &config, Arc::clone(&metrics)).unwrap();
-        Self { journal, metrics, _folder: None }
+        let config = RecordConfig { policy, data_dir: folder.to_owned(), max_pending, ..RecordConfig::default() };
+        let journal = Journal::open(Arc::new(store), &config, Arc::clone(&metrics))?;
+        Ok(Self { journal, metrics, _folder: None })
     }
 
     async fn record(&self, fact: Completion) {
@@ -67,6 +74,9 @@ fn fact(id: &str) -> Completion {
         adapter: Some((AdapterName::parse("ticket-triage").unwrap(), AdapterVersion(Digest::of(b"adapter")))),
         template: Some(Digest::of(b"template")),
         tokenizer: Digest::of(b"tokenizer"),
+        build: Some("0.1.0 cpu fused fast avx2".to_owned()),
+        origin: Origin::Served,
+        system: Some(Digest::of(b"system")),
         sampling: Sampling { temperature: 0.7, top_p: 0.9, ..Sampling::default() },
         seed: u64::MAX - 7,
         options: Options {
@@ -78,10 +88,18 @@ fn fact(id: &str) -> Completion {
             ..Options::default()
         },
         usage: Usage { prompt_tokens: 5, completion_tokens: 2, cached_tokens: 1 },
-        timing: Timing { queue_us: 12, first_token_us: Some(3400), total_us: 9000 },
+        timing: Timing { adapter_us: 3, read_us: 7, queue_us: 12, first_token_us: Some(3400), total_us: 9000 },
         policy: RecordPolicy::Full,
+        redaction: None,
         stored: true,
         user: Some("customer-9".to_owned()),
+        safety_identifier: Some("hashed-9".to_owned()),
+        placement: Some(Placement {
+            conversation: "talk-9".to_owned(),
+            conversation_by: ConversationBy::Given,
+            assignment: Assignment { split: Split::HeldOut, by: SplitBy::Conversation, audit_share: 0.05 },
+        }),
+        sketch: Some(Sketch { scale: 0.25, steps: std::array::from_fn(|at| at as i8 - 32) }),
         metadata: Map::from_iter([("team".to_owned(), json!("blue")), ("a".to_owned(), json!("last"))]),
         content: Some(Arc::new(Content {
             prompts: vec![PromptContent {
@@ -95,6 +113,7 @@ fn fact(id: &str) -> Completion {
         })),
         choices: vec![choice(0)],
         erased_ms: None,
+        expired_ms: None,
     }
 }
 
@@ -106,7 +125,9 @@ fn choice(index: u32) -> ChoiceRecord {
         tokens: 2,
         fault: None,
         text: Some("hydraulics".to_owned()),
-        scores: vec![score(71, -0.125), score(2, -0.001)],
+        scores: vec![score(71, -0.125), score(2, -0.0625)],
+        tool_calls: None,
+        thread: Some(Thread([7; 16])),
     }
 }
 
@@ -132,7 +153,7 @@ async fn choices_that_end_at_different_times_are_one_answer() {
     let early = Completion {
         choices: vec![choice(0)],
         usage: Usage { prompt_tokens: 5, completion_tokens: 7, cached_tokens: 1 },
-        timing: Timing { queue_us: 12, first_token_us: Some(3400), total_us: 12_000 },
+        timing: Timing { total_us: 12_000, ..fact("chatcmpl-1").timing },
         ..fact("chatcmpl-1")
     };
     slot.record(late).await.unwrap();

@@ -19,7 +19,7 @@ use tunegate::{
     journal::CompletionKind,
     metrics::Metrics,
     model::DeviceChoice,
-    terms::{FinishReason, RecordPolicy, SamplingLayer, TokenScore, Usage},
+    terms::{FinishReason, SamplingLayer, TokenScore, Usage},
 };
 
 /// A file or folder below `tests/golden`.
@@ -83,7 +83,7 @@ pub fn config(data_dir: PathBuf) -> Config {
             follow: FollowConfig { interval: Duration::ZERO, ..FollowConfig::default() },
             ..AdapterConfig::default()
         },
-        record: RecordConfig { policy: RecordPolicy::Full, data_dir, max_pending: 256 },
+        record: RecordConfig { data_dir, max_pending: 256, ..RecordConfig::default() },
         // Flags have tests of their own.
         flag_rules: FlagRules::None,
         limits: LimitsConfig { default_max_tokens: 32, ..LimitsConfig::default() },
@@ -160,7 +160,10 @@ pub fn question(model: &str, prompt: Prompt, max_tokens: usize) -> Ask {
         adapter_wait: None,
         store: false,
         user: None,
+        safety_identifier: None,
+        conversation: None,
         metadata: Default::default(),
+        origin: Default::default(),
     }
 }
 

@@ -1,5 +1,5 @@
 use super::{adapters::lora_module, *};
-use crate::config::{ContainerRole, S3Credentials, Secret, SourcePlace, WebIdentity};
+use crate::config::{ContainerRole, Durability, OnFault, S3Credentials, Secret, SourcePlace, WebIdentity};
 
 fn flags(line: &[&str]) -> Layer {
     let command = Layer::augment_args(clap::Command::new("tunegate").no_binary_name(true));
@@ -353,4 +353,49 @@ fn what_came_from_awss_variables_is_shown_under_their_names() {
     let shown = format!("{:?}", settings.shown());
     assert!(shown.contains("AWS_REGION") && shown.contains("eu-central-1"), "{shown}");
     assert!(!shown.contains("word") && !shown.contains("our own"), "{shown}");
+}
+
+#[test]
+fn what_the_record_promises_is_settled_and_a_window_without_a_group_is_named() {
+    let settled = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line)).settle("m".into());
+    let record = |line: &[&str]| settled(line).expect("settled").record;
+    let default = record(&[]);
+    assert_eq!((default.durability, default.on_fault), (Durability::Strict, OnFault::Refuse));
+    let group = Durability::Group(Duration::from_millis(50));
+    assert_eq!(record(&["--record-durability", "group"]).durability, group);
+    let line = ["--record-durability", "group", "--record-group-ms", "7", "--record-on-fault", "serve"];
+    let said = record(&line);
+    assert_eq!((said.durability, said.on_fault), (Durability::Group(Duration::from_millis(7)), OnFault::Serve));
+    let line = ["--record-durability", "best-effort", "--record-stall-ms", "9"];
+    let said = record(&line);
+    assert_eq!((said.durability, said.stall), (Durability::BestEffort, Duration::from_millis(9)));
+    for (line, place) in [
+        (vec!["--record-group-ms", "7"], "--record-group-ms"),
+        (vec!["--record-durability", "group", "--record-group-ms", "0"], "--record-group-ms"),
+        (vec!["--record-stall-ms", "0"], "--record-stall-ms"),
+    ] {
+        assert_eq!(settled(&line).expect_err("a fault")[0].place, place);
+    }
+    let file = file("record-durability = \"perhaps\"\nrecord-on-fault = \"serve\"\n");
+    let faults = Settings::gather(Some(file.path()), environment(&[]), Layer::default()).settle("m".into());
+    let all: Vec<String> = faults.expect_err("a fault").iter().map(ToString::to_string).collect();
+    assert!(all.len() == 1 && all[0].contains("record-durability"), "{all:?}");
+}
+
+#[test]
+fn shares_of_the_split_are_settled_and_its_secret_is_not_shown() {
+    let gathered = |line: &[&str]| Settings::gather(None, environment(&[]), flags(line));
+    let line = ["--split-held-out", "0.2", "--split-audit", "0", "--split-secret", "0123456789abcdef"];
+    let split = gathered(&line).settle("m".into()).expect("settled").record.split;
+    assert_eq!((split.held_out, split.audit, split.secret.is_some()), (0.2, 0.0, true));
+    assert!(gathered(&line).shown().iter().all(|(_, value, _)| !value.contains("0123456789abcdef")));
+    for (line, place) in [
+        (vec!["--split-held-out", "1.5"], "--split-held-out"),
+        (vec!["--split-held-out", "NaN"], "--split-held-out"),
+        (vec!["--split-audit", "-0.1"], "--split-audit"),
+        (vec!["--split-held-out", "0.6", "--split-audit", "0.5"], "--split-audit"),
+        (vec!["--split-secret", "short"], "--split-secret"),
+    ] {
+        assert_eq!(gathered(&line).settle("m".into()).expect_err("a fault")[0].place, place, "{line:?}");
+    }
 }

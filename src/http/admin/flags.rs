@@ -2,17 +2,21 @@
 
 use axum::{
     Extension, Json,
+    body::Body,
     extract::{
         Path, Query, State,
         rejection::{PathRejection, QueryRejection},
     },
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::{
-    feedback::RuleSet,
+    feedback::{
+        RuleSet,
+        export::{self, Shape, Wanted},
+    },
     http::{
         AppState,
         auth::{Identity, Role},
@@ -20,13 +24,15 @@ use crate::{
         error::ApiError,
         openai::fields::{Fields, shown},
     },
-    journal::{FlagQuery, FlagState, KeptFlag, KeptRule, Order, Resolved, Verdict},
+    journal::{Access, Deed, FlagQuery, FlagState, Journal, KeptFlag, KeptRule, Order, Resolved, Verdict},
     stats,
     terms::Moment,
 };
 
 const PAGE: usize = 20;
 const MAX_PAGE: usize = 100;
+/// Flags of one completion that are shown with it.
+const OF_ONE: usize = 1000;
 const MAX_NOTE_BYTES: usize = 4096;
 const MAX_RULES_BYTES: usize = 1 << 20;
 /// Answers of the past that rules are tried on, unless the request says otherwise, and at most.
@@ -56,6 +62,59 @@ pub async fn list(
     Ok(Json(list).into_response())
 }
 
+/// GET /v1/flags/export: flagged answers as lines of JSON, or as training rows.
+pub async fn export(
+    State(app): State<AppState>,
+    Extension(identity): Extension<Identity>,
+    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    reviews(&identity)?;
+    let Query(pairs) = query.map_err(|_| ApiError::invalid("query", "the query string cannot be read"))?;
+    let (wanted, shape, summary) = export_query(pairs)?;
+    let journal = app.gateway().journal();
+    if summary {
+        let summary = export::summary(journal, wanted, shape).await?;
+        let value = json!({"object": "flags.export", "lines": summary.lines, "left_out": summary.left_out});
+        return Ok(Json(value).into_response());
+    }
+    let what = json!({"flagged": true, "format": shape.as_str(), "rule": wanted.rule, "adapter": wanted.adapter});
+    journal.note(Access::once(Moment::unix_ms(), &identity.who(), Deed::Export, what)).await?;
+    let mut response = Response::new(Body::from_stream(export::lines(journal, wanted, shape)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    Ok(response)
+}
+
+/// Which flags, what lines, and whether only a summary is wanted.
+pub fn export_query(pairs: Vec<(String, String)>) -> Result<(Wanted, Shape, bool), ApiError> {
+    let mut wanted = Wanted { rule: None, adapter: None, state: FlagState::All };
+    let (mut shape, mut summary) = (Shape::Plain, false);
+    for (name, value) in pairs {
+        let one_of = |words: &str| {
+            ApiError::invalid(name.clone(), format!("{name} must be one of {words}; it is '{}'", shown(&value)))
+        };
+        match name.as_str() {
+            "format" => shape = Shape::parse(&value).ok_or_else(|| one_of("jsonl, openai, trl"))?,
+            "summary" => summary = value.parse().map_err(|_| one_of("true, false"))?,
+            "rule" => wanted.rule = Some(value),
+            "adapter" => wanted.adapter = Some(value),
+            "state" => wanted.state = state(&value).ok_or_else(|| one_of("open, confirmed, dismissed, all"))?,
+            unknown => {
+                let message = format!("{} is no parameter of this route", shown(unknown));
+                return Err(ApiError::new(StatusCode::BAD_REQUEST, "unknown_parameter", message).about(shown(unknown)));
+            }
+        }
+    }
+    Ok((wanted, shape, summary))
+}
+
+fn state(word: &str) -> Option<FlagState> {
+    match word {
+        "all" => Some(FlagState::All),
+        "open" => Some(FlagState::Open),
+        verdict => Verdict::parse(verdict).map(FlagState::Resolved),
+    }
+}
+
 /// GET /v1/flags/{id}: with question, answer, and what was said of it.
 pub async fn get(
     State(app): State<AppState>,
@@ -64,6 +123,9 @@ pub async fn get(
 ) -> Result<Response, ApiError> {
     reviews(&identity)?;
     let flag = find(&app, id).await?;
+    let what = json!({"id": flag.completion, "flag": flag_id(flag.id)});
+    let access = Access::once(Moment::unix_ms(), &identity.who(), Deed::Show, what);
+    app.gateway().journal().note(access).await?;
     Ok(Json(whole(&app, &flag).await?).into_response())
 }
 
@@ -294,25 +356,34 @@ async fn whole(app: &AppState, flag: &KeptFlag) -> Result<Value, ApiError> {
     value["erased"] = json!(completion.as_ref().and_then(|completion| completion.erased_ms).map(|ms| ms / 1000));
     let said = journal.feedback_on(vec![flag.completion.clone()]).await?;
     value["feedback"] = said.iter().map(crate::http::feedback::shown_feedback).collect();
-    let others = FlagQuery {
+    let others = flags_of(journal, &flag.completion).await?;
+    let own = json!(flag_id(flag.id));
+    value["others"] = others.as_array().into_iter().flatten().filter(|other| other["id"] != own).cloned().collect();
+    Ok(value)
+}
+
+/// Every flag of a completion, in short.
+pub async fn flags_of(journal: &Journal, completion: &str) -> Result<Value, ApiError> {
+    let query = FlagQuery {
         rule: None,
         adapter: None,
-        completion: Some(flag.completion.clone()),
+        completion: Some(completion.to_owned()),
         state: FlagState::All,
         after: None,
-        limit: MAX_PAGE,
+        limit: OF_ONE,
         order: Order::OldestFirst,
     };
-    let others = journal.flags(others).await?;
-    value["others"] = others
+    let page = journal.flags(query).await?;
+    Ok(page
         .flags
         .iter()
-        .filter(|other| other.id != flag.id)
-        .map(|other| {
-            json!({"id": flag_id(other.id), "choice_index": other.position, "rule": other.rule, "reason": other.reason})
+        .map(|flag| {
+            json!({
+                "id": flag_id(flag.id), "choice_index": flag.position, "rule": flag.rule, "reason": flag.reason,
+                "state": flag.resolved.as_ref().map_or("open", |resolved| resolved.verdict.as_str()),
+            })
         })
-        .collect();
-    Ok(value)
+        .collect())
 }
 
 fn list_query(pairs: Vec<(String, String)>) -> Result<FlagQuery, ApiError> {
@@ -334,12 +405,7 @@ fn list_query(pairs: Vec<(String, String)>) -> Result<FlagQuery, ApiError> {
             "adapter" => query.adapter = Some(value),
             "completion_id" => query.completion = Some(value),
             "state" => {
-                query.state = match (value.as_str(), Verdict::parse(&value)) {
-                    ("all", _) => FlagState::All,
-                    ("open", _) => FlagState::Open,
-                    (_, Some(verdict)) => FlagState::Resolved(verdict),
-                    (_, None) => return Err(one_of("open, confirmed, dismissed, all")),
-                }
+                query.state = state(&value).ok_or_else(|| one_of("open, confirmed, dismissed, all"))?;
             }
             "after" => {
                 let number = value.strip_prefix("flag-").unwrap_or(&value).parse();

@@ -11,7 +11,7 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts};
 
 use super::{
-    params::Form,
+    params::{Form, MAX_CONVERSATION_BYTES},
     question::{self, Envelope},
     stream,
     writer::{Manner, Writer},
@@ -31,6 +31,8 @@ use crate::{
 const VERSION: HeaderName = HeaderName::from_static("x-tunegate-version");
 /// Where the adapter's weights were when the request came.
 const ADAPTER_TIER: HeaderName = HeaderName::from_static("x-tunegate-adapter-tier");
+/// The conversation that the answer is recorded in.
+const CONVERSATION: HeaderName = HeaderName::from_static("x-tunegate-conversation");
 /// How long to wait for an adapter that is not in memory.
 const ADAPTER_WAIT: &str = "x-tunegate-adapter-wait-ms";
 /// An hour.
@@ -51,6 +53,18 @@ fn adapter_wait(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     ms.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(bad)
 }
 
+/// `x-tunegate-conversation`: the client's id of the conversation.
+fn conversation(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get(CONVERSATION) else { return Ok(None) };
+    let fine = |id: &str| (1..=MAX_CONVERSATION_BYTES).contains(&id.len());
+    let id = value.to_str().ok().map(str::trim).filter(|id| fine(id)).ok_or_else(|| {
+        let message =
+            format!("x-tunegate-conversation must be 1 to {MAX_CONVERSATION_BYTES} printable ASCII characters");
+        ApiError::invalid("x-tunegate-conversation", message)
+    })?;
+    Ok(Some(id.to_owned()))
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for Envelope {
     type Rejection = ApiError;
 
@@ -65,6 +79,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Envelope {
             caller: identity.caller.clone(),
             record: record_header(&parts.headers)?,
             adapter_wait: adapter_wait(&parts.headers)?,
+            conversation: conversation(&parts.headers)?,
         })
     }
 }
@@ -98,12 +113,15 @@ async fn answer(app: &AppState, ask: Ask, form: Form, trace: Trace) -> Result<Re
     trace.answered_by(&head.model, &head.version);
     let version = HeaderValue::from_str(&head.version);
     let tier = head.found.map(|found| HeaderValue::from_static(found.tier()));
+    // A client's id may be in any script; then the client knows it, and the header is left out.
+    let conversation = HeaderValue::from_str(&head.conversation);
     let writer = Writer::new(manner, head, app.gateway().text().clone());
     let mut response =
         if form.stream { stream::response(reply, writer, trace) } else { whole(reply, writer, trace).await? };
     // Digests and names of digests: always a header's value.
     response.headers_mut().extend(version.ok().map(|version| (VERSION, version)));
     response.headers_mut().extend(tier.map(|tier| (ADAPTER_TIER, tier)));
+    response.headers_mut().extend(conversation.ok().map(|conversation| (CONVERSATION, conversation)));
     Ok(named(app, &form, response))
 }
 

@@ -10,6 +10,9 @@ use crate::{config::LimitsConfig, http::error::ApiError, terms::SamplingLayer, t
 const MAX_TOKENS: usize = 1 << 31;
 pub const MAX_MODEL_BYTES: usize = 512;
 const MAX_USER_BYTES: usize = 512;
+pub const MAX_CONVERSATION_BYTES: usize = 512;
+/// TensorZero's name for a conversation.
+const EPISODE: &str = "tensorzero::episode_id";
 const MAX_LOGIT_BIAS: usize = 4096;
 const MAX_STOP_TOKENS: usize = 256;
 const MAX_METADATA: usize = 16;
@@ -33,6 +36,9 @@ pub struct Shared {
     pub logit_bias: Vec<(u32, f32)>,
     pub seed: Option<u64>,
     pub user: Option<String>,
+    pub safety_identifier: Option<String>,
+    /// The conversation's id, in the words of TensorZero or as metadata.
+    pub conversation: Option<String>,
     pub metadata: Map<String, Value>,
     /// Keeps this request's KV cache apart, within its key's.
     pub cache_salt: Option<String>,
@@ -72,6 +78,7 @@ impl Shared {
         if model.is_empty() {
             return Err(ApiError::invalid("model", "model may not be empty"));
         }
+        let metadata = metadata(fields)?;
         Ok(Self {
             model,
             sampling: sampling(fields)?,
@@ -86,7 +93,9 @@ impl Shared {
             // Every 64-bit integer names a random stream of its own.
             seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned),
             user: fields.string("user", MAX_USER_BYTES)?,
-            metadata: metadata(fields)?,
+            safety_identifier: fields.string("safety_identifier", MAX_USER_BYTES)?,
+            conversation: conversation(fields.string(EPISODE, MAX_CONVERSATION_BYTES)?, &metadata),
+            metadata,
             cache_salt: fields.string("cache_salt", MAX_USER_BYTES)?,
             form: form(fields)?,
         })
@@ -201,6 +210,14 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
             Err(ApiError::invalid(place, message))
         })
         .collect()
+}
+
+/// What names a conversation in metadata, the first that is there and says something.
+const CONVERSATION: [&str; 3] = ["conversation_id", "thread_id", "session_id"];
+
+fn conversation(episode: Option<String>, metadata: &Map<String, Value>) -> Option<String> {
+    let named = || CONVERSATION.iter().filter_map(|name| metadata.get(*name)?.as_str()).map(str::to_owned);
+    episode.into_iter().chain(named()).find(|id| !id.is_empty())
 }
 
 fn metadata(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {

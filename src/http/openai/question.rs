@@ -17,7 +17,7 @@ use crate::{
     gateway::{Ask, Caller, Prompt},
     http::error::ApiError,
     journal::CompletionKind,
-    terms::RecordPolicy,
+    terms::{Origin, RecordPolicy},
 };
 
 /// Answer tokens of `/v1/completions` where the request names no limit, as in OpenAI's API.
@@ -32,6 +32,8 @@ pub struct Envelope {
     pub record: Option<RecordPolicy>,
     /// `x-tunegate-adapter-wait-ms`.
     pub adapter_wait: Option<Duration>,
+    /// `x-tunegate-conversation`.
+    pub conversation: Option<String>,
 }
 
 /// Reads a request to `/v1/chat/completions`.
@@ -174,6 +176,9 @@ impl Question {
             adapter_wait: envelope.adapter_wait,
             store: self.store,
             user: shared.user,
+            safety_identifier: shared.safety_identifier,
+            conversation: envelope.conversation.or(shared.conversation),
+            origin: Origin::Served,
             metadata: shared.metadata,
         };
         (ask, shared.form)
@@ -221,7 +226,7 @@ mod tests {
             "frequency_penalty": -0.5, "presence_penalty": 0.25, "n": 2, "stop": "END", "max_tokens": 9,
             "max_completion_tokens": 7, "seed": -1, "logit_bias": {"5": -100, "6": 1.5}, "logprobs": true,
             "top_logprobs": 3, "stream": true, "stream_options": {"include_usage": true, "new": 1}, "user": "u",
-            "metadata": {"k": "v"}, "store": true, "ignore_eos": true, "min_tokens": 2, "stop_token_ids": [3],
+            "metadata": {"k": "v", "session_id": "", "thread_id": "t"}, "safety_identifier": "s", "store": true, "ignore_eos": true, "min_tokens": 2, "stop_token_ids": [3],
             "skip_special_tokens": false, "include_stop_str_in_output": true, "add_generation_prompt": false,
             "verbosity": "low", "reasoning_effort": "none",
         }))
@@ -238,9 +243,27 @@ mod tests {
         assert!(ask.ignore_eos && !ask.skip_special_tokens && ask.include_stop && ask.store);
         assert_eq!((ask.user.as_deref(), ask.metadata["k"].as_str()), (Some("u"), Some("v")));
         assert!(matches!(&ask.prompts[..], [Prompt::Chat { add_generation_prompt: false, .. }]));
+        assert_eq!((ask.safety_identifier.as_deref(), ask.conversation.as_deref()), (Some("s"), Some("t")));
         assert!(ask.id.starts_with("chatcmpl-"));
         assert!(form.stream && form.include_usage);
         assert_eq!(form.ignored().collect::<Vec<_>>(), ["stream_options.new", "verbosity"]);
+    }
+
+    #[test]
+    fn a_conversation_is_named_by_header_then_episode_then_metadata() {
+        let metadata = json!({"conversation_id": "c", "thread_id": "t", "session_id": "s"});
+        let named = |header: Option<&str>, more: Value| {
+            let mut map = object(json!({"model": "m", "prompt": "a"}));
+            map.extend(object(more));
+            let envelope = Envelope { conversation: header.map(str::to_owned), ..Envelope::default() };
+            completions(map, envelope, &LimitsConfig::default()).unwrap().0.conversation
+        };
+        let both = json!({"tensorzero::episode_id": "e", "metadata": metadata});
+        assert_eq!(named(Some("h"), both.clone()).as_deref(), Some("h"));
+        assert_eq!(named(None, both).as_deref(), Some("e"));
+        assert_eq!(named(None, json!({"metadata": metadata})).as_deref(), Some("c"));
+        assert_eq!(named(None, json!({"metadata": {"session_id": "s"}})).as_deref(), Some("s"));
+        assert_eq!(named(None, json!({})), None);
     }
 
     #[test]

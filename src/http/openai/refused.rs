@@ -102,7 +102,6 @@ const BOTH: &[Stance] = &[
     harmless("prompt_cache_key"),
     harmless("prompt_cache_options"),
     harmless("prompt_cache_retention"),
-    harmless("safety_identifier"),
     harmless("request_id"),
 ];
 

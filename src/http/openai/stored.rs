@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     http::{AppState, auth::Identity, body::JsonBody, error::ApiError, feedback::shown_feedback},
-    journal::{ChoiceRecord, Completion, CompletionKind, Given, ListQuery, Order},
+    journal::{ChoiceRecord, Completion, CompletionKind, Given, ListQuery, NOT_KEPT, Order},
     terms::{Ending, Message},
     text::Text,
 };
@@ -135,7 +135,7 @@ pub async fn messages(
             .iter()
             .flat_map(|prompt| match &prompt.given {
                 Given::Messages(messages) => messages.as_slice(),
-                Given::Text(_) | Given::Tokens => &[],
+                Given::Turns(_) | Given::Text(_) | Given::Tokens => &[],
             })
             .collect(),
         None => Vec::new(),
@@ -273,6 +273,8 @@ fn shown_choice<'a>(choice: &'a ChoiceRecord, text: &Text, logprobs: bool) -> St
         Ending::Finished(reason) => Some(reason.as_str()),
         Ending::CutOff | Ending::Failed | Ending::ClientLeft => None,
     };
+    // A redacted answer has scores without their tokens.
+    let logprobs = logprobs && choice.scores.iter().all(|score| score.token != NOT_KEPT);
     StoredChoice {
         ending: finish.is_none().then(|| choice.ending.as_str()),
         choice: ChatChoice {

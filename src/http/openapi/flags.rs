@@ -25,6 +25,24 @@ pub fn list() -> Value {
     })
 }
 
+pub fn export() -> Value {
+    let mut content = gives("FlagExport");
+    content["application/x-ndjson"] = json!({"schema": text()});
+    let state = json!({"enum": ["open", "confirmed", "dismissed", "all"], "default": "all"});
+    json!({
+        "operationId": "exportFlags",
+        "summary": "Flagged answers as lines of JSON, or as training rows of what people said they should have been. For reviewers and admins.",
+        "parameters": [
+            query("format", json!({"enum": ["jsonl", "openai", "trl"], "default": "jsonl"}), "What lines look like."),
+            query("rule", text(), "Of this rule."),
+            query("adapter", text(), "On answers of this adapter."),
+            query("state", state, "By verdict."),
+            query("summary", json!({"type": "boolean", "default": false}), "Only how many lines there are, and what is left out and why."),
+        ],
+        "responses": answers(content),
+    })
+}
+
 pub fn get() -> Value {
     one(plain("getFlag", "One flag with question, answer and what was said of it.", gives("Flag")))
 }
@@ -95,6 +113,9 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
         "last_id": maybe_text(), "has_more": {"type": "boolean"}, "note": text(),
     });
     add("FlagList", object(list, &["object", "data", "has_more"]));
+    let left_out = json!({"type": "object", "additionalProperties": count()});
+    let export = json!({"object": {"const": "flags.export"}, "lines": count(), "left_out": left_out});
+    add("FlagExport", object(export, &["object", "lines", "left_out"]));
     let verdict = json!({"verdict": {"enum": ["confirmed", "dismissed", "open"]}, "note": text()});
     add("VerdictRequest", object(verdict, &["verdict"]));
     let stretch = json!({"type": "array", "items": count(), "minItems": 2, "maxItems": 2});

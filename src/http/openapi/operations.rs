@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::journal;
 use super::{feedback, flags};
 use crate::http::route::Route;
 
@@ -77,11 +78,20 @@ pub fn operation(route: Route) -> Value {
             "Run a recorded request again on its recorded versions, sampling and seed, and compare. For admins.",
             gives("Replay"),
         ),
+        Route::SearchJournal
+        | Route::TailJournal
+        | Route::ExportJournal
+        | Route::ImportJournal
+        | Route::EraseUser
+        | Route::JournalAccess
+        | Route::NoteAccess
+        | Route::GetJournal => journal::operation(route),
         Route::GiveFeedback => feedback::give(),
         Route::ListFeedback => feedback::list(),
         Route::GetFeedback => feedback::get(),
         Route::RetractFeedback => feedback::retract(),
         Route::ListFlags => flags::list(),
+        Route::ExportFlags => flags::export(),
         Route::GetFlag => flags::get(),
         Route::ResolveFlag => flags::resolve(),
         Route::FlagRules => flags::rules(),
@@ -143,7 +153,7 @@ pub fn operation(route: Route) -> Value {
     operation
 }
 
-fn reference(schema: &str) -> Value {
+pub(super) fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
 }
 
@@ -175,6 +185,10 @@ fn asks([id, summary]: [&str; 2], schema: &str, content: Value) -> Value {
         "description": "Records less of this request than the server and the key would.",
         "schema": {"enum": ["full", "metadata", "none"]},
     }, {
+        "name": "x-tunegate-conversation", "in": "header",
+        "description": "The conversation that this belongs to.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 512},
+    }, {
         "name": "x-tunegate-adapter-wait-ms", "in": "header",
         "description": "How long to wait for an adapter that is not in memory; after that the answer is 503 with Retry-After.",
         "schema": {"type": "integer", "minimum": 0, "maximum": 3_600_000},
@@ -183,7 +197,7 @@ fn asks([id, summary]: [&str; 2], schema: &str, content: Value) -> Value {
 }
 
 /// A change of what is served.
-fn changes([id, summary]: [&str; 2], schema: &str, content: Value) -> Value {
+pub(super) fn changes([id, summary]: [&str; 2], schema: &str, content: Value) -> Value {
     let mut operation = plain(id, summary, content);
     operation["requestBody"] = takes(schema);
     operation
@@ -196,7 +210,7 @@ fn spoken(schema: &str) -> Value {
     content
 }
 
-fn one_stored(operation_id: &str, summary: &str, content: Value) -> Value {
+pub(super) fn one_stored(operation_id: &str, summary: &str, content: Value) -> Value {
     let mut operation = plain(operation_id, summary, content);
     operation["parameters"] = json!([id("The completion's id, or the adapter's name.")]);
     operation

@@ -33,6 +33,7 @@ pub fn all() -> Value {
     add("DetokenizeAnswer", object(json!({"prompt": text()}), &["prompt"]));
     add("Replay", replay());
     super::adapters::add(&mut add);
+    super::journal::add(&mut add);
     super::feedback::add(&mut add);
     super::flags::add(&mut add);
     super::report::add(&mut add);
@@ -123,6 +124,8 @@ fn shared() -> Map<String, Value> {
             json!({"include_usage": flag(false), "include_obfuscation": flag(false)}), &[]
         ),
         "user": {"type": "string", "maxLength": 512},
+        "safety_identifier": {"type": "string", "maxLength": 512},
+        "tensorzero::episode_id": {"type": "string", "maxLength": 512, "description": "The conversation that this belongs to."},
         "metadata": metadata(),
         "cache_salt": {"type": "string", "description": "Keeps this request's KV cache apart."},
         "service_tier": {"enum": ["auto", "default", "flex", "scale", "priority", "fast"]},

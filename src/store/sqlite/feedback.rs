@@ -17,9 +17,15 @@ use crate::{
 /// Feedback `f` with the answer that it is about, where that is on record and whoever gave it may judge it.
 const JOINED: &str = "
     SELECT f.*, c.created_ms, c.model, c.adapter, c.adapter_version,
-        f.target_kind = 'user' AND EXISTS (
-            SELECT 1 FROM completions AS u WHERE u.user = f.target AND (f.any_key OR u.key IS f.key)
-        ) AS known_user
+        CASE f.target_kind
+            WHEN 'user' THEN EXISTS (
+                SELECT 1 FROM completions AS o WHERE o.user = f.target AND (f.any_key OR o.key IS f.key)
+            )
+            WHEN 'conversation' THEN EXISTS (
+                SELECT 1 FROM completions AS o WHERE o.conversation = f.target AND (f.any_key OR o.key IS f.key)
+            )
+            ELSE 0
+        END AS known_otherwise
     FROM feedback AS f LEFT JOIN completions AS c ON c.seq = f.completion
     WHERE true";
 
@@ -77,8 +83,8 @@ pub fn join(transaction: &Transaction<'_>, id: &str) -> Result<(), StoreError> {
     }
     let found = transaction
         .prepare_cached(
-            "SELECT c.seq, c.key, c.options, s.served FROM completions AS c
-             JOIN served AS s ON s.base = c.base AND s.adapter IS c.adapter AND s.version IS c.adapter_version
+            "SELECT c.seq, c.key, c.options, CASE c.origin WHEN 'served' THEN s.served END AS served FROM completions AS c
+             LEFT JOIN served AS s ON s.base = c.base AND s.adapter IS c.adapter AND s.version IS c.adapter_version
              WHERE c.id = ?1",
         )?
         .query_row([id], |row| {
@@ -86,7 +92,7 @@ pub fn join(transaction: &Transaction<'_>, id: &str) -> Result<(), StoreError> {
                 row.get::<_, i64>(0)?,
                 row.get::<_, Option<String>>(1)?,
                 row.get::<_, String>(2)?,
-                row.get::<_, i64>(3)?,
+                row.get::<_, Option<i64>>(3)?,
             ))
         })
         .optional()?;
@@ -98,7 +104,7 @@ pub fn join(transaction: &Transaction<'_>, id: &str) -> Result<(), StoreError> {
         if (any_key || key == owner) && choice.is_none_or(|choice| u64::from(choice) < choices) {
             transaction
                 .prepare_cached("UPDATE feedback SET completion = ?2, served = ?3 WHERE seq = ?1")?
-                .execute([seq, completion, served])?;
+                .execute(params![seq, completion, served])?;
         }
     }
     Ok(())
@@ -157,18 +163,26 @@ pub fn retract(transaction: &Transaction<'_>, id: &str, at_ms: i64) -> Result<Ou
 }
 
 /// Takes words, tags and author of all that was said of a completion.
-pub fn erase_on(transaction: &Transaction<'_>, completion: &str, at_ms: i64) -> Result<(), StoreError> {
-    erase(transaction, TargetKind::Answer, completion, at_ms)
-}
-
-fn erase(transaction: &Transaction<'_>, kind: TargetKind, target: &str, at_ms: i64) -> Result<(), StoreError> {
+pub fn erase_on(transaction: &Transaction<'_>, completion: i64, at_ms: i64) -> Result<(), StoreError> {
     transaction
         .prepare_cached(
             "UPDATE feedback SET comment = NULL, correction = NULL, author = NULL, tags = '{}', digest = NULL,
-                erased_ms = coalesce(erased_ms, ?3)
-             WHERE target = ?1 AND target_kind = ?2",
+                erased_ms = coalesce(erased_ms, ?2)
+             WHERE target_kind = 'answer' AND target = (SELECT id FROM completions WHERE seq = ?1)",
         )?
-        .execute(params![target, kind.as_str(), at_ms])?;
+        .execute([completion, at_ms])?;
+    Ok(())
+}
+
+/// Takes the same of what was said of a user, and the name.
+pub fn erase_of(transaction: &Transaction<'_>, user: &str, at_ms: i64) -> Result<(), StoreError> {
+    transaction
+        .prepare_cached(
+            "UPDATE feedback SET target = id, comment = NULL, correction = NULL, author = NULL, tags = '{}', digest = NULL,
+                erased_ms = coalesce(erased_ms, ?2)
+             WHERE target_kind = 'user' AND target = ?1",
+        )?
+        .execute(params![user, at_ms])?;
     Ok(())
 }
 
@@ -261,10 +275,10 @@ fn page_sql(query: &FeedbackQuery, after: Option<i64>) -> (String, Vec<Sql>) {
     }
     match query.standing {
         None => {}
-        Some(Standing::Joined) => sql += " AND (f.completion IS NOT NULL OR known_user)",
+        Some(Standing::Joined) => sql += " AND (f.completion IS NOT NULL OR known_otherwise)",
         Some(early) => {
-            // Of what is not joined, only this arrived as known: a user, whose answers cannot go.
-            sql += " AND f.completion IS NULL AND NOT known_user AND f.arrived = ?";
+            // Of what is not joined to an answer, users and conversations may be known.
+            sql += " AND f.completion IS NULL AND NOT known_otherwise AND f.arrived = ?";
             values.push(early.as_str().to_owned().into());
         }
     }
@@ -304,7 +318,7 @@ fn kept(row: &Row<'_>) -> Result<KeptFeedback, StoreError> {
             Some(JudgedAnswer { created_ms: row.get("created_ms")?, model: row.get("model")?, adapter })
         }
     };
-    let known = answer.is_some() || row.get("known_user")?;
+    let known = answer.is_some() || row.get("known_otherwise")?;
     Ok(KeptFeedback {
         standing: if known { Standing::Joined } else { arrived },
         answer,
@@ -409,8 +423,15 @@ mod tests {
     fn an_erasure_takes_the_words_and_leaves_the_value() {
         let mut database = database();
         give(&mut database, &[thumbs("fb-1", "x"), thumbs("fb-2", "y")]);
+        database
+            .execute_batch(
+                "INSERT INTO completions (id, created_ms, request_id, kind, model, base, tokenizer, sampling, seed, options,
+                    prompt_tokens, completion_tokens, cached_tokens, queue_us, total_us, policy, stored)
+                 VALUES ('x', 1, 'r', 'chat', 'm', x'00', x'00', '{}', 0, '{}', 1, 1, 0, 1, 1, 'full', 0)",
+            )
+            .unwrap();
         let transaction = database.transaction().unwrap();
-        erase_on(&transaction, "x", 9).unwrap();
+        erase_on(&transaction, 1, 9).unwrap();
         transaction.commit().unwrap();
         let read = by_id(&mut database, &["fb-1".to_owned(), "fb-2".to_owned()]).unwrap();
         let erased = Feedback {

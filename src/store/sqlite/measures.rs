@@ -53,3 +53,17 @@ pub fn insert(
         ])?;
     Ok(())
 }
+
+/// Takes the figures of a completion whose fact goes.
+pub fn take(transaction: &Transaction<'_>, completion: i64) -> Result<(), StoreError> {
+    transaction
+        .prepare_cached(
+            "DELETE FROM measures WHERE choice IN (SELECT seq FROM choices WHERE completion = ?1) AND served IN (
+                SELECT s.served FROM completions AS c
+                JOIN served AS s ON s.base = c.base AND s.adapter IS c.adapter AND s.version IS c.adapter_version
+                WHERE c.seq = ?1
+             )",
+        )?
+        .execute([completion])?;
+    Ok(())
+}

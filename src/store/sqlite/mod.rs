@@ -1,11 +1,15 @@
 //! The store in one SQLite file.
 
+mod backup;
 mod catalog;
 mod feedback;
 mod flags;
+mod keep;
 mod measures;
+mod place;
 mod read;
 mod report;
+mod search;
 mod trial;
 mod write;
 
@@ -16,15 +20,17 @@ use std::{
     time::Duration,
 };
 
+pub use backup::{Named, back_up, check};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    AnswerFact, Changed, Committed, Completion, Cursor, FeedbackPage, FeedbackQuery, FlagMark, FlagPage, FlagQuery,
-    Followed, KeptFeedback, KeptFlag, KeptRule, ListQuery, Measure, NameChange, NameRow, OldHistory, Page,
-    ReferenceAnswer, Said, Served, Step, Store, StoreError, TrialRow, Write,
+    Access, AccessQuery, AnswerFact, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased,
+    FeedbackPage, FeedbackQuery, FlagMark, FlagPage, FlagQuery, Followed, Found, KeptFeedback, KeptFlag, KeptRule,
+    ListQuery, Matched, Measure, NameChange, NameRow, OldHistory, Page, ReferenceAnswer, Retained, Retention, Said,
+    Search, Served, Step, Store, StoreError, TrialRow, Write,
     migrations::{migrate, recognise},
 };
-use crate::terms::Digest;
+use crate::terms::{Digest, Placement};
 
 /// How long a statement waits for another process's lock.
 const BUSY: Duration = Duration::from_secs(5);
@@ -37,6 +43,8 @@ const LOG_BYTES: i64 = 64 << 20;
 /// writes, others read beside it. Erased content is overwritten, not only unlinked.
 pub struct SqliteStore {
     path: PathBuf,
+    /// Device and number of the file that was opened.
+    file: (u64, u64),
     /// Closed before the writer: the last connection to go merges the log into the database, which a reader cannot.
     readers: Mutex<Vec<Connection>>,
     /// Absent after a write failed: what an I/O error leaves behind is not trusted, the next write opens anew.
@@ -52,11 +60,22 @@ impl SqliteStore {
         create_private(path).map_err(|error| StoreError::Open { path: path.to_owned(), reason: error.to_string() })?;
         let mut writer = connect_writer(path)?;
         migrate(&mut writer, path)?;
-        Ok(Self { path: path.to_owned(), readers: Mutex::default(), writer: Mutex::new(Some(writer)) })
+        let file = identity(path)?;
+        Ok(Self { path: path.to_owned(), file, readers: Mutex::default(), writer: Mutex::new(Some(writer)) })
+    }
+
+    /// A database that was removed takes writes as before, and nobody ever finds them.
+    fn is_there(&self) -> Result<(), StoreError> {
+        if identity(&self.path)? == self.file {
+            return Ok(());
+        }
+        let reason = "another file has taken its place since the server started".to_owned();
+        Err(StoreError::Open { path: self.path.clone(), reason })
     }
 
     fn write<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_there()?;
         let mut connection = match writer.take() {
             Some(connection) => connection,
             None => {
@@ -86,9 +105,18 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
-    fn commit(&self, writes: &[Write]) -> Result<Committed, StoreError> {
+    fn commit(&self, writes: &[&Write], durable: Durable) -> Result<Committed, StoreError> {
         self.write(|connection| {
-            let committed = write::commit(connection, writes)?;
+            let committed = match durable {
+                Durable::Now => write::commit(connection, writes)?,
+                Durable::Later => {
+                    // A connection that fails in between is not used again.
+                    connection.pragma_update(None, "synchronous", "NORMAL")?;
+                    let committed = write::commit(connection, writes)?;
+                    connection.pragma_update(None, "synchronous", "FULL")?;
+                    committed
+                }
+            };
             if writes.iter().any(|write| matches!(write, Write::Erase { .. })) {
                 empty_log(connection)?;
             }
@@ -108,8 +136,40 @@ impl Store for SqliteStore {
         self.read(|connection| read::list(connection, query))
     }
 
+    fn search(&self, search: &Search) -> Result<Found, StoreError> {
+        self.read(|connection| search::search(connection, search))
+    }
+
     fn follow(&self, after: Cursor, limit: usize) -> Result<Vec<Followed>, StoreError> {
         self.read(|connection| read::follow(connection, after, limit))
+    }
+
+    fn placement(&self, of: &EarlierTurn<'_>) -> Result<Option<(Matched, Placement)>, StoreError> {
+        self.read(|connection| place::find(connection, of))
+    }
+
+    fn retain(&self, retention: &Retention) -> Result<Retained, StoreError> {
+        self.write(|connection| {
+            let retained = keep::retain(connection, retention)?;
+            if !retained.more && retained.content + retained.facts > 0 {
+                empty_log(connection)?;
+            }
+            Ok(retained)
+        })
+    }
+
+    fn erase_user(&self, names: &[String], at_ms: i64, limit: usize) -> Result<Erased, StoreError> {
+        self.write(|connection| {
+            let erased = keep::erase_user(connection, names, at_ms, limit)?;
+            if !erased.more {
+                empty_log(connection)?;
+            }
+            Ok(erased)
+        })
+    }
+
+    fn accesses(&self, query: &AccessQuery) -> Result<Vec<Access>, StoreError> {
+        self.read(|connection| keep::accesses(connection, query))
     }
 
     fn feedback(&self, query: &FeedbackQuery) -> Result<FeedbackPage, StoreError> {
@@ -187,6 +247,13 @@ impl Store for SqliteStore {
     fn keep_trial(&self, row: &TrialRow) -> Result<(), StoreError> {
         self.write(|connection| trial::keep(connection, row))
     }
+}
+
+fn identity(path: &Path) -> Result<(u64, u64), StoreError> {
+    use std::os::unix::fs::MetadataExt;
+    let found = fs::metadata(path);
+    let found = found.map_err(|error| StoreError::Open { path: path.to_owned(), reason: error.to_string() })?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// SQLite gives its log the database's own mode, so it is enough to create the database with the right one.
@@ -272,6 +339,16 @@ mod tests {
     }
 
     #[test]
+    fn a_commit_that_need_not_wait_leaves_the_next_one_waiting() {
+        let (_folder, path) = folder();
+        let store = SqliteStore::open(&path).unwrap();
+        store.commit(&[], Durable::Later).unwrap();
+        let writer = store.writer.lock().unwrap();
+        let level: i64 = writer.as_ref().unwrap().pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
+        assert_eq!(level, 2, "2 is FULL");
+    }
+
+    #[test]
     fn a_full_database_refuses_in_whole_and_works_again_when_there_is_room() {
         let (_folder, path) = folder();
         let store = SqliteStore::open(&path).unwrap();
@@ -285,13 +362,18 @@ mod tests {
     }
 
     #[test]
-    fn a_database_that_vanished_is_not_replaced_by_an_empty_one() {
-        let (_folder, path) = folder();
+    fn a_database_that_vanished_takes_no_writes_until_it_is_back_and_is_not_replaced_by_an_empty_one() {
+        let (folder, path) = folder();
         let store = SqliteStore::open(&path).unwrap();
-        *store.writer.lock().unwrap() = None;
-        fs::remove_file(&path).unwrap();
+        let aside = folder.path().join("aside");
+        fs::rename(&path, &aside).unwrap();
         assert!(matches!(store.probe(), Err(StoreError::Open { .. })));
         assert!(!path.exists());
+        fs::copy(&aside, &path).unwrap();
+        let replaced = store.probe().unwrap_err().to_string();
+        assert!(replaced.contains("another file"), "{replaced}");
+        fs::rename(&aside, &path).unwrap();
+        store.probe().unwrap();
     }
 
     #[test]
@@ -304,8 +386,24 @@ mod tests {
         drop(newer);
         let before = fs::read(&path).unwrap();
         let refused = SqliteStore::open(&path).err();
-        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 5, .. })), "{refused:?}");
+        assert!(matches!(refused, Some(StoreError::Newer { found: 1000, known: 7, .. })), "{refused:?}");
         assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    /// Every statement of the first schema, and a row as its build wrote it.
+    #[test]
+    fn what_the_first_build_recorded_is_read_after_the_steps() {
+        let (_folder, path) = folder();
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(include_str!("../../../tests/golden/store/first.sql")).unwrap();
+        drop(old);
+        let store = SqliteStore::open(&path).unwrap();
+        let row = store.completion("chatcmpl-old").unwrap().unwrap();
+        assert_eq!((row.origin, row.placement, row.build), (crate::terms::Origin::Served, None, None));
+        assert_eq!(row.choices[0].text.as_deref(), Some("hydraulics"));
+        assert_eq!(row.choices[0].scores[0].logprob, -0.123_456_79);
+        assert_eq!(row.content.unwrap().prompts[0].tokens, [1, u32::MAX]);
+        assert_eq!(store.follow(Cursor::default(), 10).unwrap().len(), 1);
     }
 
     #[test]

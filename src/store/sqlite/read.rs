@@ -1,16 +1,19 @@
 //! Queries, each within one read transaction, so that a row and its parts belong together.
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params_from_iter, types::Value as Sql};
+use rusqlite::{
+    Connection, OptionalExtension, Row, Transaction, params_from_iter,
+    types::{Value as Sql, ValueRef},
+};
 use serde::de::DeserializeOwned;
 
-use super::write::Role;
+use super::{place, write::Role};
 use crate::{
     store::{
         ChoiceRecord, Completion, CompletionKind, Content, Cursor, Followed, ListQuery, Order, Page, PromptContent,
-        StoreError, Timing,
-        scores::{unpack, unpack_tokens},
+        StoreError, Thread, Timing,
+        scores::{FORM, unpack, unpack_tokens},
     },
-    terms::{AdapterName, AdapterVersion, Digest, Ending, RecordPolicy, Usage},
+    terms::{AdapterName, AdapterVersion, Digest, Ending, Origin, RecordPolicy, Sketch, Usage},
 };
 
 pub fn completion(connection: &mut Connection, id: &str) -> Result<Option<Completion>, StoreError> {
@@ -109,11 +112,12 @@ pub fn load(transaction: &Transaction<'_>, seq: i64, only: Option<u32>) -> Resul
     }
 
     let mut select = transaction
-        .prepare_cached("SELECT text, tokens FROM content WHERE completion = ?1 AND role = ?2 ORDER BY part")?;
+        .prepare_cached("SELECT text, tokens, form FROM content WHERE completion = ?1 AND role = ?2 ORDER BY part")?;
     let mut rows = select.query([seq, Role::Prompt as i64])?;
     let mut prompts = Vec::new();
     while let Some(row) = rows.next()? {
-        let tokens = unpack_tokens(row.get_ref("tokens")?.as_blob().map_err(rusqlite::Error::from)?);
+        let tokens = row.get_ref("tokens")?.as_blob().map_err(rusqlite::Error::from)?;
+        let tokens = unpack_tokens(row.get("form")?, tokens);
         prompts.push(PromptContent {
             given: json(row, "text").map_err(|reason| corrupt(&reason))?,
             tokens: tokens.ok_or_else(|| corrupt("its prompt's tokens are cut short"))?,
@@ -121,22 +125,31 @@ pub fn load(transaction: &Transaction<'_>, seq: i64, only: Option<u32>) -> Resul
     }
 
     let mut select = transaction.prepare_cached(
-        "SELECT position, ending, choices.tokens, fault, text, content.tokens AS scores
-         FROM choices LEFT JOIN content ON content.completion = choices.completion AND role = ?2 AND part = position
-         WHERE choices.completion = ?1 AND (?3 IS NULL OR position = ?3) ORDER BY position",
+        "SELECT position, ending, choices.tokens, fault, thread, answer.text, answer.tokens AS scores, answer.form,
+            calls.text AS calls
+         FROM choices
+         LEFT JOIN content AS answer
+            ON answer.completion = choices.completion AND answer.role = ?2 AND answer.part = position
+         LEFT JOIN content AS calls
+            ON calls.completion = choices.completion AND calls.role = ?3 AND calls.part = position
+         WHERE choices.completion = ?1 AND (?4 IS NULL OR position = ?4) ORDER BY position",
     )?;
-    let mut rows = select.query(rusqlite::params![seq, Role::Answer as i64, only])?;
+    let mut rows = select.query(rusqlite::params![seq, Role::Answer as i64, Role::Calls as i64, only])?;
     let mut choices = Vec::new();
     while let Some(row) = rows.next()? {
         let ending = row.get_ref("ending")?.as_str().map_err(rusqlite::Error::from)?;
         let scores = row.get_ref("scores")?.as_blob_or_null().map_err(rusqlite::Error::from)?;
+        let form = row.get::<_, Option<i64>>("form")?.unwrap_or(FORM);
+        let calls = row.get_ref("calls")?.as_str_or_null().map_err(rusqlite::Error::from)?;
         choices.push(ChoiceRecord {
             index: row.get("position")?,
             ending: Ending::parse(ending).ok_or_else(|| corrupt("its ending has an unknown name"))?,
             tokens: row.get::<_, i64>("tokens")? as usize,
             fault: row.get("fault")?,
             text: row.get("text")?,
-            scores: unpack(scores.unwrap_or_default()).ok_or_else(|| corrupt("its scores are cut short"))?,
+            scores: unpack(form, scores.unwrap_or_default()).ok_or_else(|| corrupt("its scores are cut short"))?,
+            tool_calls: calls.map(serde_json::from_str).transpose().map_err(|error| corrupt(&error.to_string()))?,
+            thread: row.get::<_, Option<[u8; 16]>>("thread")?.map(Thread),
         });
     }
     completion.metadata = metadata;
@@ -152,6 +165,7 @@ fn fact(row: &Row<'_>) -> Result<Completion, StoreError> {
     let unknown = |what: &str, name: &str| corrupt(format!("its {what} '{name}' has an unknown name"));
     let kind: String = row.get("kind")?;
     let policy: String = row.get("policy")?;
+    let origin: String = row.get("origin")?;
     let adapter = match row.get::<_, Option<String>>("adapter")? {
         Some(name) => {
             let name = AdapterName::parse(&name).map_err(|error| corrupt(error.to_string()))?;
@@ -169,6 +183,9 @@ fn fact(row: &Row<'_>) -> Result<Completion, StoreError> {
         adapter,
         template: row.get::<_, Option<[u8; 32]>>("template")?.map(Digest::from_bytes),
         tokenizer: Digest::from_bytes(row.get("tokenizer")?),
+        build: row.get("build")?,
+        origin: Origin::parse(&origin).ok_or_else(|| unknown("origin", &origin))?,
+        system: row.get::<_, Option<[u8; 32]>>("system")?.map(Digest::from_bytes),
         sampling: json(row, "sampling").map_err(&corrupt)?,
         seed: row.get::<_, i64>("seed")? as u64,
         options: json(row, "options").map_err(&corrupt)?,
@@ -178,17 +195,32 @@ fn fact(row: &Row<'_>) -> Result<Completion, StoreError> {
             cached_tokens: row.get::<_, i64>("cached_tokens")? as usize,
         },
         timing: Timing {
+            adapter_us: row.get::<_, i64>("adapter_us")? as u64,
+            read_us: row.get::<_, i64>("read_us")? as u64,
             queue_us: row.get::<_, i64>("queue_us")? as u64,
             first_token_us: row.get::<_, Option<i64>>("first_token_us")?.map(|us| us as u64),
             total_us: row.get::<_, i64>("total_us")? as u64,
         },
         policy: RecordPolicy::parse(&policy).ok_or_else(|| unknown("policy", &policy))?,
+        redaction: row.get::<_, Option<[u8; 32]>>("redaction")?.map(Digest::from_bytes),
         stored: row.get("stored")?,
         user: row.get("user")?,
+        safety_identifier: row.get("safety_identifier")?,
+        placement: match row.get_ref("split")? {
+            ValueRef::Null => None,
+            _ => Some(place::read(row)?.ok_or_else(|| corrupt(place::WORDS.to_owned()))?),
+        },
+        sketch: match row.get_ref("sketch")?.as_blob_or_null().map_err(rusqlite::Error::from)? {
+            Some(bytes) => {
+                Some(Sketch::from_bytes(bytes).ok_or_else(|| corrupt("its sketch is cut short".to_owned()))?)
+            }
+            None => None,
+        },
         metadata: serde_json::Map::new(),
         content: None,
         choices: Vec::new(),
         erased_ms: row.get("erased_ms")?,
+        expired_ms: row.get("expired_ms")?,
         id,
     })
 }

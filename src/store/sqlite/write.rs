@@ -4,16 +4,19 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{feedback, flags, measures};
-use crate::store::{
-    Committed, Completion, Content, Cursor, Outcome, StoreError, Write,
-    scores::{pack, pack_tokens},
+use super::{feedback, flags, keep, measures};
+use crate::{
+    store::{
+        ChoiceRecord, Committed, Completion, Content, Cursor, Outcome, StoreError, Write,
+        scores::{FORM, pack, pack_tokens},
+    },
+    terms::Origin,
 };
 
 /// As much room as a long answer takes in the log.
 const PROBE_BYTES: i64 = 64 << 10;
 
-pub fn commit(connection: &mut Connection, writes: &[Write]) -> Result<Committed, StoreError> {
+pub fn commit(connection: &mut Connection, writes: &[&Write]) -> Result<Committed, StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let outcomes = writes.iter().map(|write| apply(&transaction, write)).collect::<Result<_, _>>()?;
     let last: i64 =
@@ -32,6 +35,9 @@ fn apply(transaction: &Transaction<'_>, write: &Write) -> Result<Outcome, StoreE
         Write::Choices(completion) => record(transaction, completion),
         Write::Metadata { id, metadata } => replace_metadata(transaction, id, metadata),
         Write::Erase { id, at_ms } => erase(transaction, id, *at_ms),
+        Write::Hold { ids, holder } => keep::hold(transaction, ids, holder),
+        Write::Release { holder } => keep::release(transaction, holder),
+        Write::Access(access) => keep::note_access(transaction, access),
         Write::Feedback(given) => feedback::add(transaction, given),
         Write::FollowUp(followup) => flags::follow_up(transaction, followup),
         Write::Resolve { flag, resolved } => flags::resolve(transaction, *flag, resolved.as_ref()),
@@ -40,7 +46,11 @@ fn apply(transaction: &Transaction<'_>, write: &Write) -> Result<Outcome, StoreE
 }
 
 fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outcome, StoreError> {
-    let served = measures::served(transaction, completion)?;
+    // What other programs said, or a version said once more, is no evidence about versions.
+    let served = match completion.origin {
+        Origin::Served => Some(measures::served(transaction, completion)?),
+        Origin::Replayed | Origin::Imported => None,
+    };
     // What the client said may have been erased while other choices were still running.
     let (seq, kept) = match known(transaction, &completion.id)? {
         Some((seq, kept)) => {
@@ -57,32 +67,50 @@ fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outc
             (seq, true)
         }
     };
-
     let mut outcome = Outcome::Applied;
     for choice in &completion.choices {
         let added = transaction
             .prepare_cached(
-                "INSERT INTO choices (completion, position, ending, tokens, fault) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT DO NOTHING",
+                "INSERT INTO choices (completion, position, ending, tokens, fault, thread)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
             )?
-            .execute(params![seq, choice.index, choice.ending.as_str(), choice.tokens as i64, choice.fault])?;
+            .execute(params![
+                seq,
+                choice.index,
+                choice.ending.as_str(),
+                choice.tokens as i64,
+                choice.fault,
+                choice.thread.filter(|_| kept).map(|thread| thread.0),
+            ])?;
         if added == 0 {
             outcome = Outcome::Duplicate;
             continue;
         }
-        let row = transaction.last_insert_rowid();
-        measures::insert(transaction, (served, row, seq), completion, choice)?;
-        if kept && (choice.text.is_some() || !choice.scores.is_empty()) {
-            let scores = pack(&choice.scores);
-            insert_content(transaction, seq, Role::Answer, choice.index, choice.text.as_deref(), &scores)?;
+        if let Some(served) = served {
+            let row = transaction.last_insert_rowid();
+            measures::insert(transaction, (served, row, seq), completion, choice)?;
+        }
+        if kept {
+            insert_answer(transaction, seq, choice)?;
         }
     }
     Ok(outcome)
 }
 
+fn insert_answer(transaction: &Transaction<'_>, seq: i64, choice: &ChoiceRecord) -> Result<(), StoreError> {
+    if choice.text.is_some() || !choice.scores.is_empty() {
+        let scores = pack(&choice.scores);
+        insert_content(transaction, seq, Role::Answer, choice.index, choice.text.as_deref(), &scores)?;
+    }
+    if let Some(calls) = &choice.tool_calls {
+        insert_content(transaction, seq, Role::Calls, choice.index, Some(&json(calls)?), &[])?;
+    }
+    Ok(())
+}
+
 fn known(transaction: &Transaction<'_>, id: &str) -> Result<Option<(i64, bool)>, StoreError> {
     let row = transaction
-        .prepare_cached("SELECT seq, erased_ms IS NULL FROM completions WHERE id = ?1")?
+        .prepare_cached("SELECT seq, erased_ms IS NULL AND expired_ms IS NULL FROM completions WHERE id = ?1")?
         .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     Ok(row)
@@ -90,16 +118,19 @@ fn known(transaction: &Transaction<'_>, id: &str) -> Result<Option<(i64, bool)>,
 
 fn insert_fact(transaction: &Transaction<'_>, completion: &Completion) -> Result<i64, StoreError> {
     let adapter = completion.adapter.as_ref();
+    let placement = completion.placement.as_ref();
     Ok(transaction
         .prepare_cached(
             "INSERT INTO completions (
                 id, created_ms, request_id, key, kind, model, base, adapter, adapter_version, template, tokenizer,
                 sampling, seed, options, prompt_tokens, completion_tokens, cached_tokens, queue_us, first_token_us,
-                total_us, policy, stored, user
+                total_us, policy, stored, user, origin, build, system, adapter_us, read_us, safety_identifier,
+                conversation, conversation_by, split, split_by, audit_share, sketch, redaction, kept
              ) VALUES (
                 ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11,
                 ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
-                ?20, ?21, ?22, ?23
+                ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29,
+                ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37
              )",
         )?
         .insert(params![
@@ -126,6 +157,20 @@ fn insert_fact(transaction: &Transaction<'_>, completion: &Completion) -> Result
             completion.policy.as_str(),
             completion.stored,
             completion.user,
+            completion.origin.as_str(),
+            completion.build,
+            completion.system.as_ref().map(|digest| digest.as_bytes()),
+            completion.timing.adapter_us as i64,
+            completion.timing.read_us as i64,
+            completion.safety_identifier,
+            placement.map(|placement| placement.conversation.as_str()),
+            placement.map(|placement| placement.conversation_by.as_str()),
+            placement.map(|placement| placement.assignment.split.as_str()),
+            placement.map(|placement| placement.assignment.by.as_str()),
+            placement.map(|placement| placement.assignment.audit_share),
+            completion.sketch.map(|sketch| sketch.to_bytes()),
+            completion.redaction.as_ref().map(|digest| digest.as_bytes()),
+            completion.content.is_some() || completion.choices.iter().any(ChoiceRecord::has_content),
         ])?)
 }
 
@@ -133,7 +178,7 @@ fn update_fact(transaction: &Transaction<'_>, seq: i64, completion: &Completion)
     transaction
         .prepare_cached(
             "UPDATE completions SET prompt_tokens = ?2, completion_tokens = ?3, cached_tokens = ?4, queue_us = ?5,
-                first_token_us = ?6, total_us = ?7
+                first_token_us = ?6, total_us = ?7, kept = kept OR (?8 AND erased_ms IS NULL AND expired_ms IS NULL)
              WHERE seq = ?1",
         )?
         .execute(params![
@@ -144,6 +189,7 @@ fn update_fact(transaction: &Transaction<'_>, seq: i64, completion: &Completion)
             completion.timing.queue_us as i64,
             completion.timing.first_token_us.map(|us| us as i64),
             completion.timing.total_us as i64,
+            completion.choices.iter().any(ChoiceRecord::has_content),
         ])?;
     Ok(())
 }
@@ -176,6 +222,7 @@ fn insert_prompts(transaction: &Transaction<'_>, seq: i64, content: &Content) ->
 pub enum Role {
     Prompt = 0,
     Answer = 1,
+    Calls = 2,
 }
 
 fn insert_content(
@@ -187,8 +234,10 @@ fn insert_content(
     tokens: &[u8],
 ) -> Result<(), StoreError> {
     transaction
-        .prepare_cached("INSERT INTO content (completion, role, part, text, tokens) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![seq, role as i64, part, text, tokens])?;
+        .prepare_cached(
+            "INSERT INTO content (completion, role, part, text, tokens, form) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![seq, role as i64, part, text, tokens, FORM])?;
     Ok(())
 }
 
@@ -205,16 +254,7 @@ fn replace_metadata(
 
 fn erase(transaction: &Transaction<'_>, id: &str, at_ms: i64) -> Result<Outcome, StoreError> {
     let Some(seq) = listed(transaction, id)? else { return Ok(Outcome::Missing) };
-    transaction.prepare_cached("DELETE FROM content WHERE completion = ?1")?.execute([seq])?;
-    transaction.prepare_cached("DELETE FROM metadata WHERE completion = ?1")?.execute([seq])?;
-    transaction
-        .prepare_cached(
-            "UPDATE completions SET stored = 0, user = NULL, erased_ms = ?2, options = json_remove(options, '$.stop')
-             WHERE seq = ?1",
-        )?
-        .execute([seq, at_ms])?;
-    feedback::erase_on(transaction, id, at_ms)?;
-    flags::erase_notes(transaction, seq)?;
+    keep::erase_row(transaction, seq, at_ms)?;
     Ok(Outcome::Applied)
 }
 
@@ -226,6 +266,6 @@ fn listed(transaction: &Transaction<'_>, id: &str) -> Result<Option<i64>, StoreE
     Ok(seq)
 }
 
-fn json(value: &impl Serialize) -> Result<String, StoreError> {
+pub fn json(value: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()).into())
 }

@@ -7,7 +7,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use tunegate::journal::{Completion, Health, Journal, JournalError};
+use tunegate::{
+    journal::{Completion, Health, Journal, JournalError},
+    terms::Ending,
+};
 
 use super::{Desk, choice, fact};
 
@@ -166,7 +169,8 @@ async fn run_out_of_room(folder: &Path) {
     limit_file_size(room);
     health.wait_for(|health| *health == Health::Up).await.unwrap();
     desk.record(large("after")).await;
-    assert_eq!(desk.journal.get("lost").await.unwrap(), None);
+    let told = desk.journal.get("lost").await.unwrap().unwrap();
+    assert_eq!(told.choices[0].ending, Ending::Failed, "its client got an error");
     assert_eq!(desk.journal.get("after").await.unwrap(), Some(large("after")));
     println!("recovered");
 }

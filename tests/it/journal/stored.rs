@@ -3,7 +3,7 @@
 use serde_json::{Map, json};
 use tunegate::{
     journal::{ChoiceRecord, Completion, JournalError, ListQuery, Options, Order},
-    terms::RecordPolicy,
+    terms::{ConversationBy, RecordPolicy},
 };
 
 use super::{Desk, choice, fact};
@@ -13,7 +13,7 @@ fn bytes_on_disk(folder: &std::path::Path) -> Vec<u8> {
     std::fs::read_dir(folder).unwrap().flat_map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect()
 }
 
-fn is_on_disk(folder: &std::path::Path, word: &str) -> bool {
+pub fn is_on_disk(folder: &std::path::Path, word: &str) -> bool {
     bytes_on_disk(folder).windows(word.len()).any(|window| window == word.as_bytes())
 }
 
@@ -29,7 +29,7 @@ fn telling(id: &str, policy: RecordPolicy) -> Completion {
 }
 
 const CONTENT: [&str; 3] = ["Die Presse", "answertext", "stopword"];
-const USER_AND_METADATA: [&str; 3] = ["customer-9", "mdname", "mdvalue"];
+const USER_AND_METADATA: [&str; 5] = ["customer-9", "hashed-9", "talk-9", "mdname", "mdvalue"];
 
 #[tokio::test]
 async fn a_policy_keeps_what_it_says_and_nothing_else_reaches_the_disk() {
@@ -53,8 +53,15 @@ async fn a_policy_keeps_what_it_says_and_nothing_else_reaches_the_disk() {
             expected.options.stop.clear();
             expected.choices[0].text = Option::None;
             expected.choices[0].scores.clear();
+            expected.choices[0].thread = Option::None;
+            expected.sketch = Option::None;
         }
         if kept < Metadata {
+            expected.safety_identifier = Option::None;
+            expected.system = Option::None;
+            let placement = expected.placement.as_mut().unwrap();
+            placement.conversation = "chatcmpl-1".to_owned();
+            placement.conversation_by = ConversationBy::Own;
             expected.user = Option::None;
             expected.metadata.clear();
             expected.stored = false;
@@ -85,6 +92,10 @@ async fn a_deleted_completion_leaves_its_fact_and_no_word_of_the_client() {
     expected.content = None;
     expected.choices[0].text = None;
     expected.choices[0].scores.clear();
+    expected.choices[0].thread = None;
+    (expected.safety_identifier, expected.sketch) = (None, None);
+    let placement = expected.placement.as_mut().unwrap();
+    (placement.conversation, placement.conversation_by) = ("chatcmpl-1".to_owned(), ConversationBy::Own);
     assert_eq!(left, expected);
     assert_eq!(desk.journal.list(everything()).await.unwrap().completions, []);
     for word in CONTENT.iter().chain(&USER_AND_METADATA) {
