@@ -150,7 +150,7 @@ struct Filters {
     /// train, held_out or audit
     #[arg(long)]
     split: Option<String>,
-    /// served, replayed or imported
+    /// served, replayed, evaluated or imported
     #[arg(long)]
     origin: Option<String>,
     /// stop, length, cut_off, failed or client_left

@@ -173,7 +173,6 @@ impl Settings {
     /// Every fault, at least one.
     pub fn settle(&self, model: PathBuf) -> Result<Config, Vec<Fault>> {
         let mut check = Check { settings: self, faults: self.faults.clone() };
-        let said = &self.said;
         let engine = check.engine();
         let limits = check.limits();
         let config = Config {

@@ -14,7 +14,7 @@ use crate::{
     adapters::AdapterLease,
     gateway::{Ask, Caller, Gateway, Prompt, ReplyEvent},
     journal::CompletionKind,
-    terms::{RecordPolicy, SamplingLayer},
+    terms::{Origin, RecordPolicy, SamplingLayer},
 };
 
 /// Questions under way at the same time.
@@ -178,7 +178,10 @@ fn question(item: &Item) -> Result<Ask, String> {
         adapter_wait: None,
         store: false,
         user: None,
+        safety_identifier: None,
+        conversation: None,
         metadata: Map::new(),
+        origin: Origin::Evaluated,
     })
 }
 

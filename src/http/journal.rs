@@ -145,7 +145,8 @@ pub async fn export(
     let mut what = asked.what(journal);
     what["format"] = format.as_str().into();
     note(journal, &identity, Deed::Export, what).await?;
-    let file = journal.export(asked.in_file_order(), format, asked.view);
+    let view = asked.view;
+    let file = journal.export(asked.in_file_order(), format, view);
     let mut response = Response::new(Body::from_stream(file));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
     Ok(response)

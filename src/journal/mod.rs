@@ -39,7 +39,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 pub use crate::store::{
     Accepted, Access, AccessQuery, AnswerFact, ChoiceRecord, Completion, CompletionKind, Content, Cursor, Deed,
     Feedback, FeedbackPage, FeedbackQuery, FlagMark, FlagPage, FlagQuery, FlagState, Followed, Followup, Found, Given,
-    JudgedAnswer, Judgement, KeptFeedback, KeptFlag, KeptRule, ListQuery, Measure, NewFlag, Options, Order, Page,
+    JudgedAnswer, Judgement, KeptFeedback, KeptFlag, KeptRule, ListQuery, Mark, Measure, NewFlag, Options, Order, Page,
     PromptContent, ReferenceAnswer, Resolved, Retained, RuleRow, Said, Search, Served, Source, Standing, Target,
     TargetKind, Thread, Timing, Verdict, as_kept,
 };

@@ -119,6 +119,8 @@ pub enum Origin {
     Served,
     /// This server, once more, to compare.
     Replayed,
+    /// This server, for a suite.
+    Evaluated,
     /// Another program; it says nothing about our versions.
     Imported,
 }
@@ -128,6 +130,7 @@ impl Origin {
         match self {
             Self::Served => "served",
             Self::Replayed => "replayed",
+            Self::Evaluated => "evaluated",
             Self::Imported => "imported",
         }
     }
@@ -136,6 +139,7 @@ impl Origin {
         Some(match text {
             "served" => Self::Served,
             "replayed" => Self::Replayed,
+            "evaluated" => Self::Evaluated,
             "imported" => Self::Imported,
             _ => return None,
         })

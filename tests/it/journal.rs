@@ -49,9 +49,17 @@ impl Desk {
     }
 
     fn at_with(folder: &Path, policy: RecordPolicy, max_pending: usize) -> Self {
+        Self::of(folder, RecordConfig { policy, max_pending, ..RecordConfig::default() })
+    }
+
+    fn of(folder: &Path, config: RecordConfig) -> Self {
+        Self::try_of(folder, config).unwrap()
+    }
+
+    fn try_of(folder: &Path, config: RecordConfig) -> Result<Self, JournalError> {
         let store = SqliteStore::open(&folder.join("tunegate.db")).unwrap();
         let metrics = Arc::new(Metrics::new());
-        let config = RecordConfig { policy, data_dir: folder.to_owned(), max_pending, ..RecordConfig::default() };
+        let config = RecordConfig { data_dir: folder.to_owned(), ..config };
         let journal = Journal::open(Arc::new(store), &config, Arc::clone(&metrics))?;
         Ok(Self { journal, metrics, _folder: None })
     }

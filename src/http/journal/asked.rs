@@ -107,7 +107,7 @@ impl Asked {
             },
             "origin" => match Origin::parse(value) {
                 Some(origin) => search.origin = Some(origin),
-                None => return wrong("origin", "served, replayed or imported"),
+                None => return wrong("origin", "served, replayed, evaluated or imported"),
             },
             "ending" => match Ending::parse(value) {
                 Some(ending) => search.ending = Some(ending.as_str().to_owned()),

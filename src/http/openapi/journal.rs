@@ -113,7 +113,7 @@ fn filters() -> Vec<Value> {
         query("version", json!({"type": "string", "pattern": "^[0-9a-fA-F]{6,64}$"}), "What the version begins with."),
         query("key", text(), "The API key's name."),
         query("split", words(&["train", "held_out", "audit"]), "What it may be used for."),
-        query("origin", words(&["served", "replayed", "imported"]), "Who made it."),
+        query("origin", words(&["served", "replayed", "evaluated", "imported"]), "Who made it."),
         query("ending", words(&["stop", "length", "cut_off", "failed", "client_left"]), "Of one of its choices."),
         query("since", text(), "Admitted then or later: RFC 3339, or Unix seconds."),
         query("until", text(), "Admitted before."),
@@ -155,7 +155,7 @@ pub fn add(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
     });
     let answer = json!({
         "id": text(), "object": {"const": "journal.answer"}, "created_ms": {"type": "integer"},
-        "origin": {"enum": ["served", "replayed", "imported"]}, "kind": {"enum": ["chat", "completions"]}, "key": maybe_text(),
+        "origin": {"enum": ["served", "replayed", "evaluated", "imported"]}, "kind": {"enum": ["chat", "completions"]}, "key": maybe_text(),
         "request_id": text(), "model": text(), "base": text(), "adapter": maybe_text(), "version": maybe_text(),
         "template": maybe_text(), "tokenizer": text(), "build": maybe_text(), "system": maybe_text(),
         "sampling": {"type": "object"}, "seed": count(), "options": {"type": "object"}, "usage": {"type": "object"},

@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use tunegate::{
     journal::Completion,
-    store::{Cursor, SqliteStore, Store, Write},
+    store::{Cursor, Durable, SqliteStore, Store, Write},
 };
 
 use crate::support::golden;
@@ -114,7 +114,7 @@ fn altered(data_dir: &Path, id: &str) -> String {
     let mut copy: Completion = store.completion(id).expect("readable").expect("on record");
     copy.id = format!("{id}-altered");
     copy.choices[1].scores[4].token += 1;
-    store.commit(&[Write::Choices(Box::new(copy.clone()))]).expect("written");
+    store.commit(&[&Write::Choices(Box::new(copy.clone()))], Durable::Now).expect("written");
     copy.id
 }
 
