@@ -30,6 +30,9 @@ use crate::{
     terms::{AdapterName, AdapterVersion},
 };
 
+/// Versions that are read and checked at the same time at the start, each held in memory whole.
+const RESTORED_AT_ONCE: usize = 4;
+
 /// Every adapter that this server knows: names and versions, the kept files, and the weights in memory.
 pub struct AdapterStore {
     pub(super) catalog: Mutex<Catalog>,
@@ -50,9 +53,6 @@ pub struct Opened {
 
 /// Reads and checks adapters for one base.
 pub(super) struct Loader {
-/// Versions that are read and checked at the same time at the start, each held in memory whole.
-const RESTORED_AT_ONCE: usize = 4;
-
     pub vault: Vault,
     packer: Arc<dyn Packer>,
     pub base: BaseIdentity,
@@ -242,15 +242,6 @@ impl AdapterStore {
 }
 
 impl Loader {
-    /// What is known of a kept version, if it serves on this base.
-    ///
-    /// # Errors
-    /// Every reason why it does not.
-    pub fn restore(&self, name: &AdapterName, version: AdapterVersion) -> Result<Serving, Vec<Refusal>> {
-        let refused = |reason: String| {
-            vec![Refusal { code: RefusalCode::MissingFile, subject: format!("{name}@{}", version.short()), reason }]
-        };
-        if !self.vault.holds(version) {
     /// [`Loader::restore`] of what each name has, several at a time; `None` for a name without a version.
     fn restore_all(&self, names: &[(NameRow, Vec<Step>)]) -> Vec<Option<Result<Serving, Vec<Refusal>>>> {
         let next = AtomicUsize::new(0);
@@ -270,6 +261,15 @@ impl Loader {
         restored.into_iter().map(OnceLock::into_inner).collect()
     }
 
+    /// What is known of a kept version, if it serves on this base.
+    ///
+    /// # Errors
+    /// Every reason why it does not.
+    pub fn restore(&self, name: &AdapterName, version: AdapterVersion) -> Result<Serving, Vec<Refusal>> {
+        let refused = |reason: String| {
+            vec![Refusal { code: RefusalCode::MissingFile, subject: format!("{name}@{}", version.short()), reason }]
+        };
+        if !self.vault.holds(version) {
             return Err(refused("is not kept here any more".to_owned()));
         }
         let files = self.vault.read(version, self.limits.max_file_bytes)?;

@@ -211,7 +211,7 @@ fn remote(command: &AdapterCommand, json: bool, server: &Server) -> Result<Optio
             server.post(&path, body.into())?.and_then(|value| done(value, shown::change))
         }
         AdapterCommand::Release { name, change } => {
-            let path = format!("/v1/adapters/{}/release", escaped(name));
+            let path = format!("/v1/adapters/{}/release", escaped_name(name));
             server.post(&path, change.body().into())?.and_then(|value| done(value, shown::released))
         }
         AdapterCommand::History { name } => {

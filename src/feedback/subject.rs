@@ -1,5 +1,7 @@
 //! An answer as rules look at it.
 
+use serde_json::Value;
+
 use crate::{
     journal::{ChoiceRecord, Completion, Given, PromptContent},
     terms::{Ending, Role},
@@ -34,6 +36,7 @@ impl<'a> Subject<'a> {
             Given::Messages(messages) => {
                 Some(messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n"))
             }
+            Given::Turns(turns) => Some(turns.iter().filter_map(said).collect::<Vec<_>>().join("\n")),
             Given::Text(text) => Some(text.clone()),
             Given::Tokens => None,
         }
@@ -52,6 +55,18 @@ impl<'a> Subject<'a> {
     }
 }
 
+/// The text of a message in OpenAI's form, whether it is one or in parts.
+fn said(turn: &Value) -> Option<String> {
+    match &turn["content"] {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => {
+            let texts: Vec<&str> = parts.iter().filter_map(|part| part["text"].as_str()).collect();
+            (!texts.is_empty()).then(|| texts.join("\n"))
+        }
+        _ => None,
+    }
+}
+
 /// The last thing that the user said in a prompt.
 pub fn question(prompt: &PromptContent) -> Option<String> {
     match &prompt.given {
@@ -59,6 +74,7 @@ pub fn question(prompt: &PromptContent) -> Option<String> {
             let last = messages.iter().rev().find(|message| message.role == Role::User)?;
             Some(last.content.clone())
         }
+        Given::Turns(turns) => turns.iter().rev().find(|turn| turn["role"] == "user").and_then(said),
         Given::Text(text) => Some(text.clone()),
         Given::Tokens => None,
     }

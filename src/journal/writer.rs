@@ -45,7 +45,11 @@ impl Entry {
             | Write::Erase { .. }
             | Write::Hold { .. }
             | Write::Release { .. }
-            | Write::Access(_) => 0,
+            | Write::Access(_)
+            | Write::Feedback(_)
+            | Write::FollowUp(_)
+            | Write::Resolve { .. }
+            | Write::Retract { .. } => 0,
         }
     }
 }

@@ -286,7 +286,7 @@ impl Tiers {
     async fn used(&self, versions: &[u32]) -> u64 {
         let before = self.loads.load(Ordering::SeqCst);
         for index in versions {
-            let ready = self.set.get(&name(), version(*index), 100).await.unwrap();
+            let (ready, _) = self.set.get(&name(), version(*index), 100).await.unwrap();
             assert_eq!(ready.weights.version(), version(*index));
             drop(ready.seat());
         }

@@ -92,7 +92,9 @@ impl Journal {
         for outcome in committed.outcomes {
             match outcome {
                 Outcome::Applied => imported.imported += 1,
-                Outcome::Duplicate | Outcome::Missing => imported.known += 1,
+                Outcome::Duplicate | Outcome::Missing | Outcome::Accepted(_) | Outcome::Conflict { .. } => {
+                    imported.known += 1;
+                }
             }
         }
         Ok(imported)

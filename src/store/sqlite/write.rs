@@ -49,7 +49,7 @@ fn record(transaction: &Transaction<'_>, completion: &Completion) -> Result<Outc
     // What other programs said, or a version said once more, is no evidence about versions.
     let served = match completion.origin {
         Origin::Served => Some(measures::served(transaction, completion)?),
-        Origin::Replayed | Origin::Imported => None,
+        Origin::Replayed | Origin::Evaluated | Origin::Imported => None,
     };
     // What the client said may have been erased while other choices were still running.
     let (seq, kept) = match known(transaction, &completion.id)? {

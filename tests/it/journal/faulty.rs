@@ -4,9 +4,10 @@ use std::sync::{Condvar, Mutex};
 
 use tunegate::{
     store::{
-        Access, AccessQuery, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased, Followed, Found,
-        ListQuery, Matched, NameChange, NameRow, OldHistory, Page, Retained, Retention, Search, SqliteStore, Step,
-        Store, StoreError, TrialRow, Write,
+        Access, AccessQuery, AnswerFact, Changed, Committed, Completion, Cursor, Durable, EarlierTurn, Erased,
+        FeedbackPage, FeedbackQuery, FlagMark, FlagPage, FlagQuery, Followed, Found, KeptFeedback, KeptFlag, KeptRule,
+        ListQuery, Matched, Measure, NameChange, NameRow, OldHistory, Page, ReferenceAnswer, Retained, Retention, Said,
+        Search, Served, SqliteStore, Step, Store, StoreError, TrialRow, Write,
     },
     terms::{Digest, Placement},
 };
@@ -99,12 +100,68 @@ impl Store for Faulty {
         self.store.accesses(query)
     }
 
+    fn feedback(&self, query: &FeedbackQuery) -> Result<FeedbackPage, StoreError> {
+        self.store.feedback(query)
+    }
+
+    fn feedback_by_id(&self, ids: &[String]) -> Result<Vec<KeptFeedback>, StoreError> {
+        self.store.feedback_by_id(ids)
+    }
+
+    fn feedback_on(&self, completions: &[&str]) -> Result<Vec<KeptFeedback>, StoreError> {
+        self.store.feedback_on(completions)
+    }
+
+    fn follower(&self, name: &str) -> Result<Option<Cursor>, StoreError> {
+        self.store.follower(name)
+    }
+
+    fn flags(&self, query: &FlagQuery) -> Result<FlagPage, StoreError> {
+        self.store.flags(query)
+    }
+
+    fn flag(&self, id: u64) -> Result<Option<KeptFlag>, StoreError> {
+        self.store.flag(id)
+    }
+
+    fn flag_rules(&self) -> Result<Vec<KeptRule>, StoreError> {
+        self.store.flag_rules()
+    }
+
+    fn reference(&self, like: &Completion, limit: usize) -> Result<Vec<ReferenceAnswer>, StoreError> {
+        self.store.reference(like, limit)
+    }
+
+    fn asked_near(&self, like: &Completion, around_ms: i64, limit: usize) -> Result<Vec<Followed>, StoreError> {
+        self.store.asked_near(like, around_ms, limit)
+    }
+
+    fn served(&self, adapter: Option<&str>) -> Result<Vec<Served>, StoreError> {
+        self.store.served(adapter)
+    }
+
+    fn measures(&self, served: u64, since_ms: i64, limit: usize) -> Result<Vec<Measure>, StoreError> {
+        self.store.measures(served, since_ms, limit)
+    }
+
+    fn marks(&self, served: u64, from: Cursor) -> Result<Vec<FlagMark>, StoreError> {
+        self.store.marks(served, from)
+    }
+
+    fn said(&self, served: u64, from: u64) -> Result<Vec<Said>, StoreError> {
+        self.store.said(served, from)
+    }
+
+    fn answer_facts(&self, served: u64, from: Cursor) -> Result<Vec<AnswerFact>, StoreError> {
+        self.store.answer_facts(served, from)
+    }
+
     fn names(&self) -> Result<Vec<(NameRow, Vec<Step>)>, StoreError> {
         self.store.names()
     }
 
-    fn change_name(&self, change: &NameChange) -> Result<Changed, StoreError> {
-        self.store.change_name(change)
+    fn change_name(&self, change: &NameChange, base: Digest) -> Result<Changed, StoreError> {
+        self.store.change_name(change, base)
     }
 
     fn import_names(&self, histories: &[OldHistory]) -> Result<(), StoreError> {
