@@ -142,7 +142,7 @@ struct Filters {
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
     /// 6 or more digits of the adapter's version
-    #[arg(long = "adapter-version", value_name = "VERSION")]
+    #[arg(id = "adapter_version", long = "adapter-version", value_name = "VERSION")]
     version: Option<String>,
     /// The API key's name
     #[arg(long = "of-key", value_name = "NAME")]

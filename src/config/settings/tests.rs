@@ -240,7 +240,7 @@ fn sources_of_adapters_are_settled_with_their_secrets_hidden() {
     for (line, part) in [
         (&["--adapter-source", "a=s3://bucket", "a=hf://org"][..], "given twice"),
         (&["--adapter-source", "a=ftp://host"], "no kind of source"),
-        (&["--s3-access-key-id", "id"], "belongs to it"),
+        (&["--adapter-source", "a=s3://bucket", "--s3-access-key-id", "id"], "belongs to it"),
         (&["--fetch-timeout", "0"], "at least 1"),
         (&["--hub-endpoint", "file:///etc"], "no URL"),
         (&["--enable-lora=false", "--adapter-source", "a=hf://org"], "adapters are given"),

@@ -77,7 +77,7 @@ async fn lines_of_json_hold_everything_once_and_in_order() {
     assert_eq!((&rows[5]["prompts"], &rows[6]["split"]), (&Value::Null, &Value::Null));
     let facts = exported(&desk, in_order(), Format::Jsonl, FACTS).await.unwrap();
     let facts = String::from_utf8(facts).unwrap();
-    assert!(!facts.contains("Presse") && !facts.contains("hydraulics") && !facts.contains("logprobs\""), "{facts}");
+    assert!(!facts.contains("Presse") && !facts.contains("hydraulics") && !facts.contains("\"logprobs\""), "{facts}");
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn a_table_is_read_by_another_reader_with_its_types() {
         let first = &rows[0];
         assert_eq!((&first["id"], &first["choice"], &first["ending"]), (&json!("c0"), &json!(0), &json!("stop")));
         assert_eq!((&first["finished"], &first["mean_logprob"]), (&json!(true), &json!(-0.09375)));
-        assert_eq!((&first["latency_ms"], &first["emb_0"]), (&json!(9), &json!(-8)), "{format:?}");
+        assert_eq!((first["latency_ms"].as_f64(), first["emb_0"].as_f64()), (Some(9.0), Some(-8.0)), "{format:?}");
         assert!(first["timestamp"].as_str().unwrap().starts_with("2026-09-21 14:13:20"), "{}", first["timestamp"]);
         assert_eq!(first["question"], "Die Presse verliert Öl 🛢");
         assert_eq!(
