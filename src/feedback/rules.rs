@@ -388,7 +388,7 @@ mod tests {
             "unknown field `repaets`",
             "above 0, up to 0.5",
             "lower-case",
-            "sample: ",
+            "sample is a share",
             "unknown field `adapter`",
             "rule 'eight': where.version",
             "rule 'nine': it needs total_ms",
