@@ -79,6 +79,8 @@ fn phone(text: &str, range: Range<usize>) -> Option<Range<usize>> {
     let separate = number.bytes().any(|byte| !byte.is_ascii_digit());
     let real = match () {
         () if DATE.is_match(bare) => false,
+        // `0.123456789` is a number.
+        () if bare.strip_prefix("0.").is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit())) => false,
         () if number.starts_with('+') || bare.starts_with("00") => (8..=15).contains(&count),
         () if bare.starts_with('0') => (9..=13).contains(&count) && (separate || count <= 12),
         () => AMERICAN.is_match(number),

@@ -7,6 +7,9 @@ use crate::store::{Access, AccessQuery, Deed, Erased, Outcome, Retained, Retenti
 
 const NOT_HELD: &str = "NOT EXISTS (SELECT 1 FROM holds WHERE holds.completion = completions.seq)";
 
+/// Answers whose content is taken between two looks at how much is left.
+const FEW: usize = 16;
+
 pub fn retain(connection: &mut Connection, retention: &Retention) -> Result<Retained, StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut retained = Retained::default();
@@ -28,7 +31,13 @@ pub fn retain(connection: &mut Connection, retention: &Retention) -> Result<Reta
         && used_bytes(&transaction)? > limit
     {
         let old = oldest(&transaction, "kept = 1", None, retention.limit)?;
-        retained.content += take_contents(&transaction, &old, retention.at_ms)?;
+        // A few at a time: no more than is needed.
+        for few in old.chunks(FEW) {
+            if used_bytes(&transaction)? <= limit {
+                break;
+            }
+            retained.content += take_contents(&transaction, few, retention.at_ms)?;
+        }
         retained.more |= !old.is_empty() && used_bytes(&transaction)? > limit;
     }
     retained.bytes = used_bytes(&transaction)?;

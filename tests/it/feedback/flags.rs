@@ -86,11 +86,15 @@ async fn faults_planted_in_traffic_are_found_and_clean_answers_are_left_alone() 
 
     let flags = all_flags(server.gateway.journal()).await;
     let journal = server.gateway.journal();
-    let mut really_ended = HashSet::new();
+    let (mut really_ended, mut without_words) = (HashSet::new(), HashSet::new());
     for id in &ended {
         let completion = journal.get(id).await.unwrap().unwrap();
         if completion.choices[0].ending.as_str() == "stop" {
             really_ended.insert(id.clone());
+            // Its first word was the stop string: that is as empty as what was planted.
+            if completion.choices[0].text.as_deref().is_some_and(|text| text.trim().is_empty()) {
+                without_words.insert(id.clone());
+            }
         }
     }
     let of = |lists: &[&Vec<String>]| lists.iter().flat_map(|list| list.iter().cloned()).collect::<HashSet<_>>();
@@ -98,7 +102,7 @@ async fn faults_planted_in_traffic_are_found_and_clean_answers_are_left_alone() 
     length.extend(ended.iter().filter(|id| !really_ended.contains(*id)).cloned());
     for (rule, planted) in [
         ("cut", length),
-        ("empty", of(&[&empty])),
+        ("empty", of(&[&empty]).union(&without_words).cloned().collect()),
         ("loop", of(&[&looping])),
         ("schema", of(&[&wrong])),
         ("digits", of(&[&wrong])),
