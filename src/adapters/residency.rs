@@ -13,7 +13,7 @@ use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
-        mpsc,
+        mpsc::{self, RecvTimeoutError},
     },
     time::{Duration, Instant},
 };
@@ -84,6 +84,8 @@ pub struct ResidentSet {
 
 /// Versions that may wait for a loading thread at the same time.
 const MAX_WAITING: usize = 1024;
+/// Without anything freed for so long, what the allocator kept of it goes back to the system.
+const SETTLED: Duration = Duration::from_secs(1);
 /// When to come back if everything in memory is in use: about as long as a short answer takes.
 pub const RETRY_AFTER_MS: u64 = 1000;
 
@@ -173,11 +175,26 @@ impl ResidentSet {
         let weak = Arc::downgrade(&shared);
         std::thread::Builder::new().name("adapter-free".to_owned()).spawn(move || {
             crate::model::lower_thread_priority();
-            for adapter in retired {
-                let (version, bytes) = (adapter.version, adapter.bytes);
-                drop(adapter);
-                if let Some(shared) = weak.upgrade() {
-                    shared.buried(version, bytes);
+            let mut freed = false;
+            loop {
+                let next = match freed {
+                    true => retired.recv_timeout(SETTLED),
+                    false => retired.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                };
+                match next {
+                    Ok(adapter) => {
+                        let (version, bytes) = (adapter.version, adapter.bytes);
+                        drop(adapter);
+                        freed = true;
+                        if let Some(shared) = weak.upgrade() {
+                            shared.buried(version, bytes);
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) => {
+                        crate::model::give_back_free_memory();
+                        freed = false;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         })?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Completion, Cursor, FlagPage, FlagQuery, Followed, Followup, Journal, JournalError, KeptFlag, KeptRule,
+    Completion, Cursor, FlagPage, FlagQuery, Followed, Followup, Journal, JournalError, KeptFlag, KeptRule, Place,
     ReferenceAnswer, Resolved,
 };
 use crate::store::Write;
@@ -30,7 +30,10 @@ impl Journal {
     }
 
     /// Sets a verdict, or takes it back; false if there is no such flag.
-    pub async fn resolve(&self, flag: u64, resolved: Option<Resolved>) -> Result<bool, JournalError> {
+    pub async fn resolve(&self, flag: u64, mut resolved: Option<Resolved>) -> Result<bool, JournalError> {
+        if let Some(note) = resolved.as_mut().and_then(|resolved| resolved.note.as_mut()) {
+            self.0.redactor.string(Place::Comment, note);
+        }
         self.edit(Write::Resolve { flag, resolved }).await
     }
 

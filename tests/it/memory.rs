@@ -171,8 +171,13 @@ fn the_system_gets_the_memory_of_unloaded_adapters_back() {
         // It is freed on a thread of its own.
     }
     if cfg!(target_os = "linux") {
-        let after = server.resident_bytes();
         assert!(full > before + held / 2, "{before} bytes, then {full} with {held} of adapters");
-        assert!(after < before + held / 8, "{before} bytes, {full} with {held} of adapters, and then {after}");
+        // Small buffers are given back once nothing more is freed.
+        let given_back = || server.resident_bytes() < before + held / 8;
+        let began = std::time::Instant::now();
+        while !given_back() {
+            let after = server.resident_bytes();
+            assert!(began.elapsed().as_secs() < 60, "{before} bytes, {full} with {held} of adapters, and then {after}");
+        }
     }
 }

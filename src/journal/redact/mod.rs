@@ -13,7 +13,7 @@ use self::rules::Rules;
 pub use self::{detect::Detector, rules::Place};
 use super::secret::Key;
 use crate::{
-    store::{ChoiceRecord, Completion, Content, Feedback, Given, PromptContent, Search, Target},
+    store::{ChoiceRecord, Completion, Content, Feedback, Given, Judgement, PromptContent, Search, Target},
     terms::{ConversationBy, Digest, Message, RecordPolicy},
 };
 
@@ -212,6 +212,9 @@ impl Redactor {
 
     /// Replaces what is found in what people say of answers.
     pub fn feedback(&self, feedback: &mut Feedback) {
+        if let Some(Judgement::Category(category)) = &mut feedback.value {
+            self.string(Place::Comment, category);
+        }
         for text in [&mut feedback.comment, &mut feedback.correction].into_iter().flatten() {
             self.string(Place::Comment, text);
         }
