@@ -101,7 +101,7 @@ fn fill(path: &Path, facts: usize) {
 
 fn fact(number: usize, full: bool, content: &Arc<Content>, answer: &str) -> Completion {
     let score = TokenScore { token: 7, logprob: -0.5 - (number % 97) as f32 / 100.0, entropy: 1.0, top: Vec::new() };
-    let ending = if number % 50 == 0 { FinishReason::Length } else { FinishReason::Stop };
+    let ending = if number.is_multiple_of(50) { FinishReason::Length } else { FinishReason::Stop };
     Completion {
         id: format!("chatcmpl-{number:024x}"),
         created_ms: 1_790_000_000_000 + number as i64 * 20,
@@ -159,7 +159,7 @@ fn thumbs(number: usize) -> Feedback {
         at_ms: number as i64,
         target: Target::Answer { completion, choice: None },
         name: "thumbs".to_owned(),
-        value: Some(Judgement::Boolean(number % 7 != 0)),
+        value: Some(Judgement::Boolean(!number.is_multiple_of(7))),
         comment: None,
         correction: None,
         source: Source::EndUser,

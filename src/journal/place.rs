@@ -173,7 +173,7 @@ mod tests {
         }
         // Five standard deviations of a share of 20,000.
         for (count, share) in counts.into_iter().zip([0.75, 0.2, 0.05]) {
-            let deviation = (20_000.0 * share * (1.0 - share) as f64).sqrt();
+            let deviation = f64::sqrt(20_000.0 * share * (1.0 - share));
             assert!((f64::from(count) - 20_000.0 * share).abs() < 5.0 * deviation, "{counts:?}");
         }
     }

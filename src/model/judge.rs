@@ -53,14 +53,6 @@ impl Default for Scratch {
     }
 }
 
-#[cfg(test)]
-impl Scratch {
-    /// Bytes in use.
-    pub fn held(&self) -> usize {
-        size_of_val(&*self.adjusted) + size_of_val(&*self.candidates)
-    }
-}
-
 impl<'a> Judged<'a> {
     /// Measures the row in one pass.
     pub fn of(logits: &'a [f32]) -> Self {

@@ -28,6 +28,8 @@ impl Default for Loop {
 const MAX_PERIOD: usize = 96;
 /// Units of one run, for the share.
 const RUN: usize = 8;
+/// Letters that a word has at most.
+const LONG_WORD: usize = 32;
 /// An answer shorter than this repeats nothing by its share.
 const LONG: usize = 64;
 
@@ -79,9 +81,17 @@ impl Units {
             if first.is_whitespace() && first != '\n' {
                 continue;
             }
-            let next = numbers.len() as u32;
-            units.push(*numbers.entry(unit).or_insert(next));
-            words.push(first.is_alphabetic());
+            // What is longer than a word is looked at letter by letter: it may go round within itself.
+            let step = if unit.chars().nth(LONG_WORD).is_some() { 1 } else { usize::MAX };
+            let mut letters = unit;
+            while !letters.is_empty() {
+                let end = letters.char_indices().nth(step).map_or(letters.len(), |(end, _)| end);
+                let (part, after) = letters.split_at(end);
+                letters = after;
+                let next = numbers.len() as u32;
+                units.push(*numbers.entry(part).or_insert(next));
+                words.push(first.is_alphabetic());
+            }
         }
         Self { units, words }
     }
@@ -134,6 +144,14 @@ mod tests {
 
     fn reason(answer: &str) -> Option<String> {
         Loop::default().look(answer).map(|finding| finding.reason)
+    }
+
+    #[test]
+    fn a_word_without_end_goes_round_and_a_long_word_does_not() {
+        for looped in ["a".repeat(60), format!("It is {}", "hahaha".repeat(20))] {
+            assert!(reason(&looped).is_some(), "{looped}");
+        }
+        assert_eq!(reason("Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft"), None);
     }
 
     #[test]

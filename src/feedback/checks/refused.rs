@@ -28,8 +28,8 @@ static KNOWN: LazyLock<Regex> = LazyLock::new(|| {
     let no_help = r"(?:help|assist|provide|comply|do that|do this|answer|fulfil|fulfill|support|discuss|give|share|create|generate|write|continue|engage|process)";
     let patterns = [
         // English
-        format!(r"i(?:'|’)?(?: a)?m (?:really |very |so |truly )?sorry[,.]?(?: but)?[^.!?]{{0,40}}\b(?:can(?:'|’)?t|cannot|can not|unable|not able|won(?:'|’)?t)"),
-        format!(r"(?:sorry|apologies)[,.]? (?:but )?i (?:can(?:'|’)?t|cannot|can not|am unable|am not able|won(?:'|’)?t)"),
+        r"i(?:'|’)?(?: a)?m (?:really |very |so |truly )?sorry[,.]?(?: but)?[^.!?]{0,40}\b(?:can(?:'|’)?t|cannot|can not|unable|not able|won(?:'|’)?t)".to_string(),
+        r"(?:sorry|apologies)[,.]? (?:but )?i (?:can(?:'|’)?t|cannot|can not|am unable|am not able|won(?:'|’)?t)".to_string(),
         format!(r"\bi (?:can(?:'|’)?t|cannot|can not|won(?:'|’)?t|will not) {no_help}\b"),
         format!(r"\bi(?:'|’| a)m (?:unable|not able|not allowed|not permitted) to {no_help}\b"),
         r"\bas an? (?:ai|artificial intelligence|language model|large language model)\b".to_owned(),

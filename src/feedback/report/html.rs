@@ -55,11 +55,11 @@ fn write(report: &Report, out: &mut String) -> std::fmt::Result {
     }
     out.push_str("</table>\n");
     for note in &report.notes {
-        write!(out, "<p class=\"muted\">{}</p>\n", escaped(note))?;
+        writeln!(out, "<p class=\"muted\">{}</p>", escaped(note))?;
     }
-    write!(
+    writeln!(
         out,
-        "<p class=\"muted\">tunegate {}, {}</p></body></html>\n",
+        "<p class=\"muted\">tunegate {}, {}</p></body></html>",
         env!("CARGO_PKG_VERSION"),
         moment(Some(report.at))
     )
@@ -80,10 +80,10 @@ fn side_row(side: &Side, name: &str, dot: &str, out: &mut String) -> std::fmt::R
 fn metric_row(metric: &Metric, out: &mut String) -> std::fmt::Result {
     let note = metric.note.map_or_else(String::new, |note| format!(" title=\"{}\"", escaped(note)));
     let mark = if metric.note.is_some() { " *" } else { "" };
-    write!(
+    writeln!(
         out,
         "<tr{note}><td>{}{mark}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td><td class=\"n\">{}</td><td>{}</td>\
-         <td><span class=\"verdict {}\">{}</span></td></tr>\n",
+         <td><span class=\"verdict {}\">{}</span></td></tr>",
         escaped(&metric.name),
         figure(&metric.first, metric.unit),
         figure(&metric.second, metric.unit),

@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn levels_are_runs() {
         assert_eq!(runs(&[true, true, true, false, true]), [6, 1, 2, 0, 2, 1]);
-        assert_eq!(runs(&vec![false; 100]), [0xc8, 1, 0]);
+        assert_eq!(runs(&[false; 100]), [0xc8, 1, 0]);
         assert_eq!(runs(&[]), [0u8; 0]);
     }
 

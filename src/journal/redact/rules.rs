@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(rules.rules.len(), 2);
         assert_eq!(rules.rules[0].replacement, "[email]");
         assert!(rules.rules[1].holds_in(Place::Prompt) && !rules.rules[1].holds_in(Place::Answer));
-        assert_eq!(rules.rules[1].find("see T-12 and T-x"), [4..8]);
+        assert_eq!(rules.rules[1].find("see T-12 and T-x"), vec![4..8; 1]);
         let other = |text: &str| Rules::parse(text).unwrap().version;
         let one = "[[rule]]\nname = 'a'\nregex = 'b'\n";
         assert_eq!(other(one), other(&one.replace('\'', "\"")), "what is written differently does the same");

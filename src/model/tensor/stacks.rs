@@ -195,7 +195,7 @@ impl<S: Stacked> Bank<S> {
                 let free = self.free(step, adapters.len())?;
                 // If the device fails half-way, nobody must be found here.
                 self.places[free].owner = Weak::new();
-                self.fill(free, own(*weights), device)?;
+                self.fill(free, own(weights), device)?;
                 self.places[free] = Place { owner: Arc::downgrade(owner), last_step: step };
                 *place = Some(free);
             }
