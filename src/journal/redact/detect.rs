@@ -6,7 +6,7 @@ use std::{ops::Range, sync::LazyLock};
 use regex::Regex;
 use serde::Deserialize;
 
-/// What a rule may look for by name. Part of a rule set's version: raise [`VERSION`] when one finds something else.
+/// What a rule may look for by name. Part of a rule set's version: raise `VERSION` when one finds something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Detector {
