@@ -1,7 +1,12 @@
 //! Follows the file of desired adapters: one task for each name that is not as the file has it, so that a source that is
 //! slow or down holds up no other name.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::Semaphore,
@@ -35,6 +40,8 @@ pub(super) struct FileFollower {
     known: BTreeMap<AdapterName, Known>,
     work: JoinSet<Known>,
     under_way: BTreeMap<Id, AdapterName>,
+    /// Names that were to be looked at while that was under way: what it has seen may be from before.
+    missed: BTreeSet<AdapterName>,
 }
 
 /// What a task works with.
@@ -74,6 +81,7 @@ impl FileFollower {
             known: BTreeMap::new(),
             work: JoinSet::new(),
             under_way: BTreeMap::new(),
+            missed: BTreeSet::new(),
         }
     }
 
@@ -130,6 +138,7 @@ impl FileFollower {
                     }
                 };
                 let Some(name) = self.under_way.remove(&id) else { return };
+                let missed = self.missed.remove(&name);
                 let Some(known) = known else { return };
                 let wish = self.desired.adapters.get(&name).cloned();
                 // Not in the file any more, or never in it and gone now: nothing is left to report.
@@ -140,7 +149,7 @@ impl FileFollower {
                 }
                 let changed = known.wish != wish;
                 self.known.insert(name.clone(), known);
-                if changed {
+                if changed || missed {
                     self.begin(name, wish, Instant::now());
                 }
             }
@@ -149,6 +158,7 @@ impl FileFollower {
 
     fn begin(&mut self, name: AdapterName, wish: Option<Wish>, now: Instant) {
         if self.under_way.values().any(|busy| *busy == name) {
+            self.missed.insert(name);
             return;
         }
         let last = self.known.get(&name).cloned();
