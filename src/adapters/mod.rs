@@ -43,9 +43,9 @@ pub struct AdapterLease {
     pub version: AdapterVersion,
     pub weights: Arc<LoraAdapter>,
     pub card: Arc<AdapterCard>,
-    /// Counts the lease, however often it is cloned.
     /// Where the weights were when they were asked for.
     pub found: Residency,
+    /// Counts the lease, however often it is cloned.
     _seat: Arc<residency::Seat>,
 }
 
